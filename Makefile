@@ -1,0 +1,67 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.complete
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header
+SCHEMA ?= docs/schema.sql
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup run test test-slow check lint lock schema psql clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+setup: $(STAMP) ## Make .venv from the locked requirements
+	@:
+
+run: setup ## Start everything: PostgreSQL, migrations, a small demo, the API and the worker
+	@$(BIN)/python launch.py
+
+test: setup ## Run the tests
+	@$(PYTEST) -m "not slow"
+
+test-slow: setup ## Run the tests that take longer
+	@$(PYTEST) -m slow
+
+check: setup lint test test-slow ## Run all that CI runs
+
+lint: setup ## Check style, format and types
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+lock: setup ## Write requirements/*.txt anew from *.in (UPGRADE=--upgrade takes newer versions)
+	@$(COMPILE) $(UPGRADE) requirements/base.in --output-file requirements/base.txt
+	@$(COMPILE) $(UPGRADE) requirements/dev.in --output-file requirements/dev.txt
+
+# The migrations' outcome on an empty database of its own. sed drops what pg_dump draws anew each time.
+schema: setup ## Write docs/schema.sql
+	@instance=$$(mktemp -d) && trap 'rm -rf "$$instance"' EXIT && \
+	export INSTANCE_DIR="$$instance" DATABASE_URL= && \
+	$(BIN)/python -m flask --app wsgi db upgrade 2>"$$instance/log" || { cat "$$instance/log" >&2; exit 1; } && \
+	$(BIN)/python embedded.py pg_dump --schema-only --no-owner --exclude-table=alembic_version >"$$instance/schema" && \
+	sed -e '/^\\/d' -e '/^-- Dumped/d' "$$instance/schema" | cat -s >$(SCHEMA)
+
+psql: setup ## Look into the database
+	@$(BIN)/python embedded.py psql
+
+clean: ## Remove .venv and what tools left; the data in instance/ stays
+	@rm -rf .venv node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so a set-up that was interrupted is begun anew.
+$(STAMP): requirements/dev.txt $(BIN)/python
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Vade needs Python 3.11 or newer, and $(PYTHON) is none: say which to take, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	echo "$(PYTHON) comes without venv: install it (Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "Setting up .venv (once; about a minute) ..."
+	@if test -e $@ && $(BIN)/python -m pip --version >/dev/null 2>&1; then rm $@; \
+	else $(PYTHON) -m venv --clear .venv; fi
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Missing, or a link to a Python that is gone.
+$(BIN)/python:
+	@rm -f $(STAMP)

@@ -1,0 +1,97 @@
+"""The limit: plain set-based SQL that writes the rows of collection, with no queue, lease, key or gateway.
+
+Same tables, constraints, batch size and contents: attempt row, roll-over or retry row, callbacks.
+"""
+
+import time
+from datetime import datetime
+
+import psycopg
+
+from bench.world import AS_OF
+from billing.documents import company_package_sql, company_sql, date_sql, instant_sql
+from billing.payment_queue import PRORATED_SQL
+
+_BATCH = f"""
+WITH batch AS MATERIALIZED (
+    SELECT cp.company_id, cp.id AS company_package_id, cp.start_date, cp.end_date, cp.currency, cp.package_id,
+        {PRORATED_SQL} AS amount_minor, md5(%(nonce)s || cp.id)::uuid AS id,
+        c.site_url, c.name, c.lastname, c.company_name, c.email, c.status, c.callback_url, c.registered_at
+    FROM company_packages cp JOIN companies c ON c.id = cp.company_id
+    WHERE cp.status = 1 AND cp.end_date <= %(today)s
+        AND (cp.end_date, cp.company_id, cp.id) > (%(end_date)s, %(company_id)s, %(id)s)
+    ORDER BY cp.end_date, cp.company_id, cp.id
+    LIMIT %(size)s
+), hashed AS (
+    SELECT *, encode(sha256(id::text::bytea), 'hex') AS reference FROM batch
+), answered AS MATERIALIZED (
+    SELECT *, CASE WHEN right(reference, 1) IN ('1','3','5','7','9','b','d','f') THEN 1 ELSE 0 END AS outcome
+    FROM hashed
+), paid AS (
+    INSERT INTO company_payments (id, company_id, company_package_id, attempt, status, amount_minor,
+        currency, period_start, period_end, reference, decline_code, attempted_at)
+    SELECT id, company_id, company_package_id, 1, outcome, amount_minor, currency, start_date, end_date,
+        reference, CASE WHEN outcome = 0 THEN 'declined_by_bank' END, %(now)s
+    FROM answered
+), rolled AS (
+    UPDATE company_packages cp
+    SET start_date = a.end_date, end_date = (a.end_date + interval '1 month')::date,
+        full_days = (a.end_date + interval '1 month')::date - a.end_date,
+        price_minor = p.price_minor, currency = p.currency
+    FROM answered a, packages p
+    WHERE a.outcome = 1 AND cp.company_id = a.company_id AND cp.id = a.company_package_id
+        AND p.id = cp.package_id
+    RETURNING cp.company_id, cp.id, {company_package_sql("cp", "p")}::text AS document
+), retried AS (
+    INSERT INTO payment_jobs (company_id, company_package_id, period_start, period_end, attempt,
+        amount_minor, currency, next_attempt_at)
+    SELECT company_id, company_package_id, start_date, end_date, 2, amount_minor, currency,
+        %(now)s + interval '24 hours'
+    FROM answered WHERE outcome = 0
+), told AS MATERIALIZED (
+    SELECT a.company_id, a.id, a.outcome, {company_sql("a").replace("a.id", "a.company_id")}::text AS company,
+        json_build_object('id', a.id, 'company_id', a.company_id,
+            'company_package_id', a.company_package_id, 'attempt', 1, 'status', a.outcome,
+            'amount_minor', a.amount_minor, 'currency', a.currency,
+            'period_start', {date_sql("a.start_date")}, 'period_end', {date_sql("a.end_date")},
+            'reference', a.reference, 'decline_code', NULL,
+            'attempted_at', {instant_sql("%(now)s")})::text AS payment,
+        r.document AS company_package
+    FROM answered a LEFT JOIN rolled r ON r.company_id = a.company_id AND r.id = a.company_package_id
+), messages AS (
+    SELECT company_id, id, CASE WHEN outcome = 1 THEN 'payment.succeeded' ELSE 'payment.declined' END AS type,
+        '{{"company":' || company || ',"payment":' || payment || '}}' AS data
+    FROM told
+    UNION ALL
+    SELECT company_id, id, 'company_package.renewed',
+        '{{"company":' || company || ',"company_package":' || company_package || '}}'
+    FROM told WHERE outcome = 1
+), written AS (
+    INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at)
+    SELECT company_id, md5(id || type || 'platform')::uuid, 'platform', type,
+        '{{"type":"' || type || '","timestamp":"' || {instant_sql("%(now)s")} || '","data":' || data || '}}',
+        %(now)s, %(now)s
+    FROM messages
+)
+SELECT end_date, company_id, company_package_id, count(*) OVER () FROM answered
+ORDER BY end_date DESC, company_id DESC LIMIT 1
+"""
+
+
+def run(url: str, *, batch_size: int) -> tuple[int, float]:
+    """Write the rows of everything that is due; return how many attempts, and the seconds."""
+    now = datetime.fromisoformat(AS_OF)
+    place = {"end_date": datetime(1, 1, 1).date(), "company_id": 0, "id": 0}  # noqa: DTZ001 - a date
+    attempts = 0
+    with psycopg.connect(url) as connection:
+        started_s = time.perf_counter()
+        while True:
+            row = connection.execute(
+                _BATCH.encode(),
+                {"nonce": "plain", "today": now.date(), "now": now, "size": batch_size} | place,
+            ).fetchone()
+            connection.commit()
+            if row is None:
+                return attempts, time.perf_counter() - started_s
+            place = {"end_date": row[0], "company_id": row[1], "id": row[2]}
+            attempts += row[3]

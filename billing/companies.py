@@ -1,0 +1,165 @@
+"""Companies: register, log in, change."""
+
+import base64
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from billing.callbacks import Outbox
+from billing.errors import CredentialsError, EmailTakenError, NotFoundError
+from billing.periods import billing_day_of
+from models import Company, Login, Status
+
+UNIQUE_VIOLATION = "23505"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a store says of itself when it registers."""
+
+    site_url: str
+    name: str
+    lastname: str
+    company_name: str
+    email: str
+    password: str
+
+
+def is_unique_violation(error: IntegrityError) -> bool:
+    """Return whether a unique key was violated. Known by SQLSTATE: a constraint's name differs on a shard."""
+    return getattr(error.orig, "sqlstate", None) == UNIQUE_VIOLATION
+
+
+def email_key(email: str) -> str:
+    """Return the e-mail as ``logins`` knows it: e-mails are compared without case."""
+    return email.lower()
+
+
+def register(
+    session: Session, registration: Registration, *, now: datetime, zone: ZoneInfo, outbox: Outbox
+) -> Company:
+    """Create a company with status 0, and its login.
+
+    Raises:
+        EmailTakenError: when the e-mail has a login, in whatever case.
+    """
+    company = Company(
+        site_url=registration.site_url,
+        name=registration.name,
+        lastname=registration.lastname,
+        company_name=registration.company_name,
+        email=registration.email,
+        status=Status.PASSIVE,
+        billing_day=billing_day_of(now, zone),
+        registered_at=now,
+    )
+    # Slow on purpose, and done before the transaction begins.
+    password_hash = generate_password_hash(registration.password)
+    session.add(company)
+    session.flush()
+    session.add(
+        Login(email=email_key(registration.email), company_id=company.id, password_hash=password_hash)
+    )
+    try:
+        session.flush()
+    except IntegrityError as error:
+        if is_unique_violation(error):
+            raise EmailTakenError from None
+        raise
+    outbox.write(session, "company.registered", company, now=now)
+    return company
+
+
+def check_login(session: Session, *, email: str, password: str) -> int:
+    """Return the id of the company whose login this is. Ends the session's transaction.
+
+    An unknown e-mail takes as long as a wrong password.
+
+    Raises:
+        CredentialsError: when the e-mail or the password is wrong.
+    """
+    login = session.get(Login, email_key(email))
+    # Nothing is held while the password is hashed, which is slow on purpose.
+    session.commit()
+    known = check_password_hash(login.password_hash if login else _nobodys_hash(), password)
+    if login is None or not known:
+        raise CredentialsError
+    return login.company_id
+
+
+def log_in(session: Session, company_id: int, *, now: datetime, outbox: Outbox) -> Company:
+    """Return the company after a login: the first one activates it, unless it is passive for non-payment.
+
+    Raises:
+        CredentialsError: when the company is gone.
+    """
+    activated = session.execute(
+        update(Company)
+        .where(Company.id == company_id, Company.status == Status.PASSIVE, Company.passivated_at.is_(None))
+        .values(status=Status.ACTIVE)
+        .returning(Company.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    company = session.get(Company, company_id, populate_existing=True)
+    if company is None:
+        raise CredentialsError
+    if activated is not None:
+        outbox.write(session, "company.activated", company, now=now)
+    return company
+
+
+def find(session: Session, company_id: int) -> Company:
+    """Return a company by its id, or raise `NotFoundError`."""
+    company = session.get(Company, company_id)
+    if company is None:
+        raise NotFoundError("There is no company with this id.")
+    return company
+
+
+def change(
+    session: Session,
+    company_id: int,
+    changes: Mapping[str, str | None],
+    *,
+    now: datetime,
+    outbox: Outbox,
+) -> tuple[Company, str | None]:
+    """Change what a company says of itself; return it, and the secret of its new endpoint if it set one.
+
+    A change to the values that stand changes nothing and tells nobody. A company that sets another
+    ``callback_url`` gets a new secret with it, and one that sets None loses both.
+    """
+    company = session.get(Company, company_id, with_for_update={"key_share": True}, populate_existing=True)
+    if company is None:
+        raise NotFoundError("There is no company with this id.")
+    changed = {field: value for field, value in changes.items() if getattr(company, field) != value}
+    if not changed:
+        return company, None
+    secret = None
+    if "callback_url" in changed:
+        secret = new_secret() if changed["callback_url"] is not None else None
+        company.callback_secret = secret
+    for field, value in changed.items():
+        setattr(company, field, value)
+    session.flush()
+    outbox.write(session, "company.updated", company, now=now)
+    return company, secret
+
+
+def new_secret() -> str:
+    """Return a fresh Standard Webhooks secret of 32 random bytes."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+@cache
+def _nobodys_hash() -> str:
+    """Return a hash that no password fits, made as costly as a real one."""
+    return generate_password_hash(secrets.token_urlsafe(32))

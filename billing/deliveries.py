@@ -1,0 +1,268 @@
+"""Delivering callbacks: claim what is due, POST it signed, record what came back (DESIGN.md §6).
+
+Delivery is at least once: a worker that dies after a POST leaves the message to be sent again, with the
+same id and the same bytes.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import requests
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+from standardwebhooks import Webhook
+
+from billing.callbacks import PLATFORM
+from billing.clock import Clock
+from billing.endpoints import PublicOnlyAdapter
+from models import CallbackStatus
+
+logger = logging.getLogger(__name__)
+
+SCHEDULE_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+"""Seconds from each failed attempt to the next; after the last one the message is exhausted."""
+
+CONNECT_TIMEOUT_S = 3.05
+READ_TIMEOUT_S = 5.0
+THREADS = 16
+CLAIM_SIZE = 128
+LEASE = timedelta(seconds=120)
+"""How long a claimed message is left alone: longer than a whole claim takes at the timeouts' worst."""
+
+_CLAIM = text("""
+WITH due AS (
+    SELECT company_id, id FROM callbacks WHERE next_attempt_at <= :free_since
+    ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
+)
+UPDATE callbacks cb SET next_attempt_at = :leased_until
+FROM due LEFT JOIN companies c ON c.id = due.company_id
+WHERE cb.company_id = due.company_id AND cb.id = due.id
+RETURNING cb.company_id, cb.id, cb.recipient, cb.type, cb.body, cb.attempts, c.callback_url, c.callback_secret
+""")
+
+_RECORD = text("""
+UPDATE callbacks cb
+SET status = a.status, attempts = (cb.attempts + 1)::smallint, next_attempt_at = a.next_attempt_at,
+    last_attempt_at = :real, last_status_code = a.status_code, last_error = a.error
+FROM unnest(CAST(:company_ids AS bigint[]), CAST(:ids AS uuid[]), CAST(:attempts AS smallint[]),
+        CAST(:statuses AS text[]), CAST(:next_attempts AS timestamptz[]), CAST(:status_codes AS smallint[]),
+        CAST(:errors AS text[]))
+    AS a(company_id, id, attempts, status, next_attempt_at, status_code, error)
+WHERE cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts AND cb.status = 'pending'
+""")
+
+_RELEASE = text("""
+UPDATE callbacks cb SET next_attempt_at = :real
+FROM unnest(CAST(:company_ids AS bigint[]), CAST(:ids AS uuid[]), CAST(:attempts AS smallint[]))
+    AS a(company_id, id, attempts)
+WHERE cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts AND cb.status = 'pending'
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where messages go, and the secret that signs them."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A claimed callback; ``endpoint`` is None where its recipient has none any more."""
+
+    company_id: int
+    id: UUID
+    type: str
+    body: str
+    attempts: int
+    endpoint: Endpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came back: a status code, or an error where there was no answer."""
+
+    message: Message
+    status_code: int | None = None
+    error: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Any 2xx is a success; a redirect is not followed, and is none."""
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+
+@dataclass(slots=True)
+class DeliveryResult:
+    """What one pass over the due callbacks did."""
+
+    delivered: int = 0
+    failed: int = 0
+    exhausted: int = 0
+    seconds: float = 0.0
+
+    def add(self, status: CallbackStatus) -> None:
+        """Count one recorded attempt."""
+        self.delivered += status is CallbackStatus.DELIVERED
+        self.failed += status is CallbackStatus.PENDING
+        self.exhausted += status is CallbackStatus.EXHAUSTED
+
+
+@dataclass(frozen=True)
+class Deliverer:
+    """What a delivery needs: the database, the real clock, and the platform's endpoint, if it has one."""
+
+    engine: Engine
+    platform: Endpoint | None
+    allow_private: bool
+    stop: threading.Event = field(default_factory=threading.Event)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def run_pass(self) -> DeliveryResult:
+        """Send every message that is due, each at most once, and return what came of it.
+
+        1. Claim some messages by moving their next attempt behind a lease.
+        2. POST them from a few threads, with no transaction open.
+        3. Record what came back; until nothing more is due. Once ``stop`` is set, what was not sent is
+           released.
+        """
+        started_s = time.monotonic()
+        result = DeliveryResult()
+        with Session(self.engine) as session:
+            began = Clock().read(session).real
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks") as pool:
+            while not self.stop.is_set() and (claimed := self._claim(began)):
+                self._deliver(claimed, pool, result)
+        result.seconds = time.monotonic() - started_s
+        return result
+
+    def _claim(self, began: datetime) -> tuple[datetime, list[Message]] | None:
+        with Session(self.engine) as session:
+            real = Clock().read(session).real
+            rows = session.execute(
+                _CLAIM, {"free_since": began, "leased_until": real + LEASE, "size": CLAIM_SIZE}
+            ).all()
+            session.commit()
+        messages = []
+        for row in rows:
+            endpoint = self.platform
+            if row.recipient != PLATFORM:
+                endpoint = Endpoint(row.callback_url, row.callback_secret) if row.callback_url else None
+            messages.append(Message(row.company_id, row.id, row.type, row.body, row.attempts, endpoint))
+        return (real, messages) if messages else None
+
+    def _deliver(
+        self, claimed: tuple[datetime, list[Message]], pool: ThreadPoolExecutor, result: DeliveryResult
+    ) -> None:
+        real, messages = claimed
+        # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
+        zero_s = time.monotonic()
+        open_: dict[Future[Attempt], Message] = {
+            pool.submit(self._send, message, real, zero_s): message for message in messages
+        }
+        while open_:
+            done, _ = wait(open_, timeout=0.5)
+            if self.stop.is_set():
+                unsent = [message for future, message in open_.items() if future.cancel()]
+                self._release(unsent)
+                done |= {future for future in open_ if future.cancelled()}
+            attempts = [future.result() for future in done if not future.cancelled()]
+            self._record(attempts, result)
+            for future in done:
+                open_.pop(future, None)
+
+    def _send(self, message: Message, real: datetime, zero_s: float) -> Attempt:
+        if message.endpoint is None:
+            return Attempt(message, error="the endpoint is gone")
+        sent_at = real + timedelta(seconds=time.monotonic() - zero_s)
+        signature = Webhook(message.endpoint.secret).sign(str(message.id), sent_at, message.body)
+        try:
+            with self._session().post(
+                message.endpoint.url,
+                data=message.body.encode(),
+                headers={
+                    "content-type": "application/json",
+                    "user-agent": "Vade",
+                    "webhook-id": str(message.id),
+                    "webhook-timestamp": str(int(sent_at.timestamp())),
+                    "webhook-signature": signature,
+                },
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                allow_redirects=False,
+                # The answer's body is not read: its status says all.
+                stream=True,
+            ) as response:
+                return Attempt(message, status_code=response.status_code)
+        except (requests.RequestException, ValueError, OSError) as error:
+            # ValueError: a URL that urllib3 cannot take, although it was one when it was saved.
+            return Attempt(message, error=type(error).__name__)
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):
+            session = requests.Session()
+            # Proxies and credentials of the machine's environment are not for callbacks.
+            session.trust_env = False
+            if not self.allow_private:
+                session.mount("http://", PublicOnlyAdapter())
+                session.mount("https://", PublicOnlyAdapter())
+            self._local.session = session
+        found: requests.Session = self._local.session
+        return found
+
+    def _record(self, attempts: Sequence[Attempt], result: DeliveryResult) -> None:
+        if not attempts:
+            return
+        with Session(self.engine) as session:
+            real = Clock().read(session).real
+            verdicts = [_verdict(attempt, real) for attempt in attempts]
+            session.execute(
+                _RECORD,
+                _keys([attempt.message for attempt in attempts])
+                | {
+                    "real": real,
+                    "statuses": [str(status) for status, _ in verdicts],
+                    "next_attempts": [next_attempt_at for _, next_attempt_at in verdicts],
+                    "status_codes": [attempt.status_code for attempt in attempts],
+                    "errors": [attempt.error for attempt in attempts],
+                },
+            )
+            session.commit()
+        for attempt, (status, _) in zip(attempts, verdicts, strict=True):
+            result.add(status)
+            if status is CallbackStatus.EXHAUSTED:
+                logger.error(
+                    "a callback is given up",
+                    extra={"webhook_id": str(attempt.message.id), "type": attempt.message.type},
+                )
+
+    def _release(self, messages: Sequence[Message]) -> None:
+        with Session(self.engine) as session:
+            session.execute(_RELEASE, _keys(messages) | {"real": Clock().read(session).real})
+            session.commit()
+
+
+def _verdict(attempt: Attempt, real: datetime) -> tuple[CallbackStatus, datetime | None]:
+    """Return what an attempt makes of its message, and when it is tried again."""
+    if attempt.succeeded:
+        return CallbackStatus.DELIVERED, None
+    if attempt.message.endpoint is None or attempt.message.attempts >= len(SCHEDULE_S):
+        return CallbackStatus.EXHAUSTED, None
+    jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads the load, keeps no secret
+    pause = timedelta(seconds=SCHEDULE_S[attempt.message.attempts] * jitter)
+    return CallbackStatus.PENDING, real + pause
+
+
+def _keys(messages: Sequence[Message]) -> dict[str, list[object]]:
+    return {
+        "company_ids": [message.company_id for message in messages],
+        "ids": [message.id for message in messages],
+        "attempts": [message.attempts for message in messages],
+    }

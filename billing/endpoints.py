@@ -1,0 +1,90 @@
+"""Which addresses a callback may go to: checked when an endpoint is saved, and where it really connects."""
+
+import ipaddress
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NewConnectionError
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def refusal(url: str, *, allow_private: bool) -> str | None:
+    """Return why a URL cannot be an endpoint, or None where nothing speaks against it.
+
+    A name is not resolved here: what counts is where it leads when a message is sent.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "This is not a URL."
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
+        return "An http or https URL is wanted."
+    if parts.username is not None or parts.password is not None:
+        return "The URL must not carry credentials."
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        private_name = host == "localhost" or host.endswith(".localhost")
+        return "This address is not public." if private_name and not allow_private else None
+    return None if allow_private or is_public(literal) else "This address is not public."
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether an address belongs to the public internet, also behind IPv6's ways to write IPv4."""
+    inner: ipaddress.IPv4Address | None = None
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.is_global and not address.is_multicast if inner is None else is_public(inner)
+
+
+class _PublicOnly:
+    """Resolves a name once, refuses it if any address is not public, and connects to what it checked."""
+
+    host: str
+    port: int
+    _dns_host: str
+
+    def _new_conn(self) -> socket.socket:
+        try:
+            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(self, "the name cannot be resolved") from error  # type: ignore[arg-type]
+        addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+        if not all(is_public(ipaddress.ip_address(address)) for address in addresses):
+            raise NewConnectionError(self, "the address is not public")  # type: ignore[arg-type]
+        self._dns_host = addresses[0]
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        return connected
+
+
+class _PublicHTTPConnection(_PublicOnly, HTTPConnection):
+    """HTTP to public addresses only."""
+
+
+class _PublicHTTPSConnection(_PublicOnly, HTTPSConnection):
+    """HTTPS to public addresses only; the certificate is checked for the name, not the address."""
+
+
+class _PublicHTTPPool(HTTPConnectionPool):
+    ConnectionCls = _PublicHTTPConnection
+
+
+class _PublicHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _PublicHTTPSConnection
+
+
+class PublicOnlyAdapter(HTTPAdapter):
+    """A transport for `requests` that reaches public addresses only."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pools of connections that check where they lead."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PublicHTTPPool, "https": _PublicHTTPSPool}

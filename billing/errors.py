@@ -1,0 +1,95 @@
+"""One family of errors. The docstring is the message; status and slug say it in HTTP (RFC 9457)."""
+
+from typing import ClassVar
+
+
+class VadeError(Exception):
+    """Something was refused."""
+
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "refused"
+    title: ClassVar[str] = "Refused"
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or (type(self).__doc__ or "").strip().splitlines()[0]
+        super().__init__(self.detail)
+
+
+class InvalidFieldError(VadeError):
+    """A field's value cannot be taken."""
+
+    status = 422
+    slug = "validation-error"
+    title = "Validation error"
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__("The request is not valid: see errors.")
+        self.errors = [{"pointer": pointer, "detail": detail}]
+
+
+class CredentialsError(VadeError):
+    """The e-mail or the password is wrong."""
+
+    status = 401
+    slug = "invalid-credentials"
+    title = "Invalid credentials"
+
+
+class TokenError(VadeError):
+    """The token is missing, expired or not valid."""
+
+    status = 401
+    slug = "invalid-token"
+    title = "Invalid token"
+
+
+class ForbiddenError(VadeError):
+    """The token does not give the right to do that."""
+
+    status = 403
+    slug = "forbidden"
+    title = "Forbidden"
+
+
+class NotFoundError(VadeError):
+    """There is no such thing."""
+
+    status = 404
+    slug = "not-found"
+    title = "Not found"
+
+
+class EmailTakenError(VadeError):
+    """A company with this e-mail is registered already."""
+
+    status = 409
+    slug = "email-taken"
+    title = "E-mail taken"
+
+
+class PackageOpenError(VadeError):
+    """The company has an open package already."""
+
+    status = 409
+    slug = "package-open"
+    title = "Package open"
+
+
+class CompanyPassiveError(VadeError):
+    """The company is passive for non-payment and can take no package."""
+
+    status = 409
+    slug = "company-passive"
+    title = "Company passive"
+
+
+class RateLimitError(VadeError):
+    """Too many requests: try again later."""
+
+    status = 429
+    slug = "too-many-requests"
+    title = "Too many requests"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,354 @@
+"""The payment queue: three statements a batch, whatever its size (DESIGN.md, "The payment queue").
+
+1. `enqueue` makes a job of each period that has ended and has none;
+2. `claim` leases due jobs and gives each attempt its idempotency key;
+3. `settle` writes what the gateway answered, and all that follows from it.
+
+`rest`, `release` and `renew` move a lease, and nothing else. Every statement that ends or moves a job is
+fenced by the job and its key, so a worker that lost its lease changes nothing. The SQL keeps to what Citus
+takes: instants and a nonce come in as parameters.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import IntEnum
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from billing.clock import Moment
+from billing.documents import company_package_sql, company_sql, instant_text, payment_sql
+from billing.periods import BillingPeriod, PackagePeriod, business_date, open_period
+from models import MAXIMUM_ATTEMPTS
+
+RETRY_AFTER = timedelta(hours=24)
+"""A declined attempt is repeated exactly one day after it was made (DESIGN.md §2.6)."""
+
+ENQUEUE_LOCK = 0x7661646501
+"""Key of the advisory lock under which one process at a time queues a batch."""
+
+PRORATED_SQL = """(2 * cp.price_minor * (cp.end_date - cp.start_date) + cp.full_days) / (2 * cp.full_days)"""
+"""`periods.prorated` for a row of ``company_packages``: rounded half up, in integers."""
+
+
+class Outcome(IntEnum):
+    """What became of an attempt; the first two are ``company_payments.status``."""
+
+    DECLINED = 0
+    CHARGED = 1
+    FREE = 2
+    """The period cost nothing: it rolls over with no gateway and no payment row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One claimed attempt, with all that charging and settling it need."""
+
+    company_id: int
+    company_package_id: int
+    period_start: date
+    period_end: date
+    attempt: int
+    amount_minor: int
+    currency: str
+    idempotency_key: UUID
+    outages: int
+    """How often the gateway gave this attempt no answer."""
+    billing_day: int
+    period: str
+    package_name: str
+
+    def next_period(self) -> BillingPeriod:
+        """Return the period that follows, counted from the old end (DESIGN.md §2.5)."""
+        return open_period(self.period_end, billing_day=self.billing_day, period=PackagePeriod(self.period))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A job whose outcome is known."""
+
+    job: Job
+    outcome: Outcome
+    reference: str | None = None
+    decline_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How many answers of one kind were written, and their money in minor units of ``currency``."""
+
+    outcome: Outcome
+    attempt: int
+    currency: str
+    number: int
+    amount_minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the last batch of `enqueue` stopped, in the order of its index."""
+
+    end_date: date
+    company_id: int
+    company_package_id: int
+
+
+FIRST = Cursor(date.min, 0, 0)
+
+_ENQUEUE = text(f"""
+WITH ended AS (
+    SELECT cp.company_id, cp.id, cp.start_date, cp.end_date, cp.currency, {PRORATED_SQL} AS amount_minor
+    FROM company_packages cp
+    WHERE cp.status = 1 AND cp.end_date <= :today
+        AND (cp.end_date, cp.company_id, cp.id) > (:end_date, :company_id, :company_package_id)
+        AND NOT EXISTS (
+            SELECT FROM payment_jobs j
+            WHERE j.company_id = cp.company_id AND j.company_package_id = cp.id
+                AND j.period_start = cp.start_date)
+    ORDER BY cp.end_date, cp.company_id, cp.id
+    LIMIT :size
+), queued AS (
+    INSERT INTO payment_jobs (company_id, company_package_id, period_start, period_end,
+        amount_minor, currency, next_attempt_at)
+    SELECT company_id, id, start_date, end_date,
+        amount_minor, currency, end_date::timestamp AT TIME ZONE :zone
+    FROM ended
+    ON CONFLICT DO NOTHING
+)
+SELECT end_date, company_id, id, count(*) OVER () AS found
+FROM ended ORDER BY end_date DESC, company_id DESC, id DESC LIMIT 1
+""")  # noqa: S608 - built from constants
+
+_CLAIM = text("""
+WITH due AS (
+    SELECT company_id, company_package_id, period_start FROM payment_jobs
+    WHERE next_attempt_at <= :now AND leased_until <= :free_since
+    ORDER BY next_attempt_at, company_id
+    LIMIT :size
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE payment_jobs j
+SET leased_until = :leased_until,
+    idempotency_key = COALESCE(j.idempotency_key,
+        md5(:nonce || j.company_id || '/' || j.company_package_id || '/' || j.period_start)::uuid)
+FROM due, companies c, company_packages cp, packages p
+WHERE j.company_id = due.company_id AND j.company_package_id = due.company_package_id
+    AND j.period_start = due.period_start
+    AND c.id = j.company_id AND cp.company_id = j.company_id AND cp.id = j.company_package_id
+    AND p.id = cp.package_id
+RETURNING j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
+    j.currency, j.idempotency_key, j.outages, c.billing_day, p.period, p.name
+""")
+
+_JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
+        CAST(:period_starts AS date[]), CAST(:keys AS uuid[])"""
+
+_OF_JOB = """j.company_id = a.company_id AND j.company_package_id = a.company_package_id
+        AND j.period_start = a.period_start AND j.idempotency_key = a.key"""
+
+# A closed package is written before its company, the order in which an assignment takes them too, so that
+# the two never wait for each other. Nothing but `settled` is joined with anything but a key.
+_SETTLE = text(f"""
+WITH settled AS (
+    DELETE FROM payment_jobs j
+    USING {_JOBS}, CAST(:outcomes AS smallint[]), CAST(:references AS text[]), CAST(:decline_codes AS text[]),
+        CAST(:next_end_dates AS date[]), CAST(:next_full_days AS smallint[]))
+        AS a(company_id, company_package_id, period_start, key, outcome, reference, decline_code,
+            next_end_date, next_full_days), companies c
+    WHERE {_OF_JOB} AND c.id = j.company_id
+    RETURNING j.*, a.outcome, a.reference, a.decline_code, a.next_end_date, a.next_full_days,
+        a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} AS given_up,
+        c.callback_url IS NOT NULL AS by_company,
+        CASE WHEN :by_platform OR c.callback_url IS NOT NULL THEN {
+    company_sql(
+        "c", status=f"CASE WHEN a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} THEN 0 ELSE c.status END"
+    )
+}::text END AS company
+), paid AS (
+    INSERT INTO company_payments (id, company_id, company_package_id, attempt, status, amount_minor,
+        currency, period_start, period_end, reference, decline_code, attempted_at)
+    SELECT idempotency_key, company_id, company_package_id, attempt, outcome, amount_minor,
+        currency, period_start, period_end, reference, decline_code, :attempted_at
+    FROM settled WHERE outcome <= 1
+), rolled AS (
+    UPDATE company_packages cp
+    SET start_date = s.period_end, end_date = s.next_end_date, full_days = s.next_full_days,
+        price_minor = p.price_minor, currency = p.currency
+    FROM settled s, packages p
+    WHERE s.outcome >= 1 AND cp.company_id = s.company_id AND cp.id = s.company_package_id
+        AND cp.start_date = s.period_start AND p.id = cp.package_id
+    RETURNING s.company_id, s.idempotency_key, s.by_company, s.company,
+        CASE WHEN s.company IS NOT NULL THEN {company_package_sql("cp", "p")}::text END AS company_package
+), retried AS (
+    INSERT INTO payment_jobs (company_id, company_package_id, period_start, period_end, attempt,
+        amount_minor, currency, next_attempt_at)
+    SELECT company_id, company_package_id, period_start, period_end, (attempt + 1)::smallint,
+        amount_minor, currency, :next_attempt_at
+    FROM settled WHERE outcome = 0 AND NOT given_up
+), closed AS (
+    UPDATE company_packages cp SET status = 0 FROM settled s
+    WHERE s.given_up AND cp.company_id = s.company_id AND cp.id = s.company_package_id
+    RETURNING cp.company_id
+), passivated AS (
+    UPDATE companies c SET status = 0, passivated_at = :attempted_at FROM closed
+    WHERE c.id = closed.company_id
+), messages AS (
+    SELECT company_id, idempotency_key, by_company,
+        CASE WHEN outcome = 1 THEN 'payment.succeeded' ELSE 'payment.declined' END AS type,
+        '{{"company":' || company || ',"payment":'
+            || {payment_sql("s", attempted_at="CAST(:timestamp AS text)")} || '}}' AS data
+    FROM settled s WHERE outcome <= 1 AND company IS NOT NULL
+    UNION ALL
+    SELECT company_id, idempotency_key, by_company, 'company_package.renewed',
+        '{{"company":' || company || ',"company_package":' || company_package || '}}'
+    FROM rolled WHERE company IS NOT NULL
+    UNION ALL
+    SELECT company_id, idempotency_key, by_company, 'company.passivated', '{{"company":' || company || '}}'
+    FROM settled WHERE given_up AND company IS NOT NULL
+), written AS (
+    INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at)
+    SELECT m.company_id, md5(m.idempotency_key || m.type || r.recipient)::uuid, r.recipient, m.type,
+        '{{"type":"' || m.type || '","timestamp":"' || CAST(:timestamp AS text)
+            || '","data":' || m.data || '}}',
+        :real, :real
+    FROM messages m, (VALUES ('platform'), ('company')) AS r(recipient)
+    WHERE (r.recipient = 'platform' AND :by_platform) OR (r.recipient = 'company' AND m.by_company)
+)
+SELECT outcome, attempt, currency, count(*) AS number, sum(amount_minor)::bigint AS amount_minor
+FROM settled GROUP BY outcome, attempt, currency
+""")  # noqa: S608 - built from constants
+
+_MOVE = text(f"""
+UPDATE payment_jobs j SET leased_until = a.leased_until, outages = j.outages + a.outages
+FROM {_JOBS}, CAST(:leased_untils AS timestamptz[]), CAST(:outages AS integer[]))
+    AS a(company_id, company_package_id, period_start, key, leased_until, outages)
+WHERE {_OF_JOB}
+""")  # noqa: S608 - built from constants
+
+# A batch is a handful of rows of a huge table: always by index, whatever the statistics say that moment.
+_PREFER_INDEXES = text("""
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
+""")
+
+_OLDEST = text("SELECT min(next_attempt_at) FROM payment_jobs WHERE next_attempt_at <= :now")
+
+
+def enqueue(
+    session: Session, moment: Moment, *, zone: ZoneInfo, size: int, after: Cursor = FIRST
+) -> tuple[int, Cursor | None]:
+    """Queue up to ``size`` ended periods that have no job, in the order in which they ended.
+
+    Returns how many were found, and where to go on, or None where no more were. A period's job is due
+    from 00:00 of its end date in ``zone``.
+    """
+    session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ENQUEUE_LOCK})
+    session.execute(_PREFER_INDEXES)
+    last = session.execute(
+        _ENQUEUE,
+        {
+            "today": business_date(moment.business, zone),
+            "zone": str(zone),
+            "size": size,
+            "end_date": after.end_date,
+            "company_id": after.company_id,
+            "company_package_id": after.company_package_id,
+        },
+    ).one_or_none()
+    if last is None:
+        return 0, None
+    more = last.found == size
+    return last.found, Cursor(last.end_date, last.company_id, last.id) if more else None
+
+
+def claim(
+    session: Session, moment: Moment, *, size: int, lease: timedelta, free_since: datetime
+) -> list[Job]:
+    """Lease up to ``size`` due jobs that no one has had since ``free_since`` (real time), oldest first.
+
+    An attempt that has no idempotency key gets a fresh random one; one that was begun keeps its own.
+    """
+    session.execute(_PREFER_INDEXES)
+    rows = session.execute(
+        _CLAIM,
+        {
+            "now": moment.business,
+            "free_since": free_since,
+            "leased_until": moment.real + lease,
+            "nonce": secrets.token_hex(16),
+            "size": size,
+        },
+    )
+    return [Job(*row) for row in rows]
+
+
+def settle(
+    session: Session, answers: Sequence[Answer], *, attempted_at: datetime, real: datetime, by_platform: bool
+) -> list[Settled]:
+    """Write what was answered and all that follows, in one statement; return what was written.
+
+    1. The jobs that still carry their key are deleted: the others are no longer ours and change nothing.
+    2. Every charge and decline becomes a row of ``company_payments``, made at ``attempted_at``.
+    3. A charged or free period rolls over, at the package's present price.
+    4. A decline is put back for one day later; the third makes company and company package passive.
+    5. The callbacks are written, to the platform where ``by_platform``, and to companies that listen.
+    """
+    following = [answer.job.next_period() for answer in answers]
+    session.execute(_PREFER_INDEXES)
+    rows = session.execute(
+        _SETTLE,
+        _keys([a.job for a in answers])
+        | {
+            "outcomes": [int(a.outcome) for a in answers],
+            "references": [a.reference for a in answers],
+            "decline_codes": [a.decline_code for a in answers],
+            "next_end_dates": [p.end_date for p in following],
+            "next_full_days": [p.full_days for p in following],
+            "attempted_at": attempted_at,
+            "next_attempt_at": attempted_at + RETRY_AFTER,
+            "timestamp": instant_text(attempted_at),
+            "real": real,
+            "by_platform": by_platform,
+        },
+    )
+    return [Settled(Outcome(r.outcome), r.attempt, r.currency, r.number, r.amount_minor) for r in rows]
+
+
+def rest(session: Session, pauses: Sequence[tuple[Job, timedelta]], *, real: datetime) -> None:
+    """Let jobs rest after an outage, each for its pause from now in real time, with their keys."""
+    _move(session, [job for job, _ in pauses], [real + pause for _, pause in pauses], outages=1)
+
+
+def release(session: Session, jobs: Sequence[Job], *, real: datetime) -> None:
+    """Give jobs back at once, with their keys: any worker may claim them."""
+    _move(session, jobs, [real] * len(jobs), outages=0)
+
+
+def renew(session: Session, jobs: Sequence[Job], *, leased_until: datetime) -> None:
+    """Prolong the leases of jobs that are still being charged, to ``leased_until`` in real time."""
+    _move(session, jobs, [leased_until] * len(jobs), outages=0)
+
+
+def oldest_due(session: Session, now: datetime) -> datetime | None:
+    """Return since when the oldest due job has been due, in business time; None where nothing is."""
+    oldest: datetime | None = session.execute(_OLDEST, {"now": now}).scalar_one()
+    return oldest
+
+
+def _move(session: Session, jobs: Sequence[Job], until: list[datetime], *, outages: int) -> None:
+    session.execute(_PREFER_INDEXES)
+    session.execute(_MOVE, _keys(jobs) | {"leased_untils": until, "outages": [outages] * len(jobs)})
+
+
+def _keys(jobs: Sequence[Job]) -> dict[str, Any]:
+    return {
+        "company_ids": [job.company_id for job in jobs],
+        "company_package_ids": [job.company_package_id for job in jobs],
+        "period_starts": [job.period_start for job in jobs],
+        "keys": [job.idempotency_key for job in jobs],
+    }

@@ -1,0 +1,58 @@
+"""A company sees and changes itself."""
+
+from typing import Any
+
+from flask_openapi3 import APIBlueprint
+from pydantic import field_validator
+
+from billing import companies
+from billing.documents import company_document
+from billing.endpoints import refusal
+from web.access import Access, company_id, open_to
+from web.context import transaction, vade
+from web.openapi import tag
+from web.schemas import BodyModel, ChangedCompanyAnswer, CompanyAnswer, Text, Url
+
+blueprint = APIBlueprint(
+    "companies", __name__, url_prefix="/api/v1/companies", abp_tags=[tag("Companies", "The company itself.")]
+)
+
+
+class CompanyChanges(BodyModel):
+    """The fields to change; `callback_url` may be null, which ends this company's own callbacks."""
+
+    site_url: Url = ""
+    name: Text = ""
+    lastname: Text = ""
+    company_name: Text = ""
+    callback_url: Url | None = None
+
+    @field_validator("callback_url")
+    @classmethod
+    def _is_reachable(cls, url: str | None) -> str | None:
+        reason = url and refusal(url, allow_private=vade().settings.callback_allow_private)
+        if reason:
+            raise ValueError(reason)
+        return url
+
+
+@blueprint.get("/me", summary="Get my company", responses={200: CompanyAnswer})
+@open_to(Access.COMPANY)
+def get_company() -> dict[str, Any]:
+    """Return the company whose token it is."""
+    with transaction() as session:
+        return company_document(companies.find(session, company_id()))
+
+
+@blueprint.patch("/me", summary="Change my company", responses={200: ChangedCompanyAnswer})
+@open_to(Access.COMPANY)
+def change_company(body: CompanyChanges) -> dict[str, Any]:
+    """Change any of the fields. A change to what already stands is no change, and sends no callback.
+
+    A new `callback_url` gets a secret of its own, which only this answer shows.
+    """
+    with transaction() as session:
+        now = vade().clock.read(session).business
+        changes = body.model_dump(exclude_unset=True)
+        company, secret = companies.change(session, company_id(), changes, now=now, outbox=vade().outbox)
+    return company_document(company) | ({"callback_secret": secret} if secret else {})

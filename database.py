@@ -1,0 +1,53 @@
+"""Connections to PostgreSQL: any libpq URL as it is, or the embedded server where none is set."""
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+import embedded
+from config import ConfigError, Settings
+
+MINIMUM_SERVER_VERSION = 150000
+"""PostgreSQL 15, as libpq numbers it."""
+
+DEFAULTS: dict[str, Any] = {
+    "application_name": "vade",
+    "connect_timeout": 5,
+    # A server that vanished without a word is noticed within half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
+def connect(settings: Settings) -> psycopg.Connection[Any]:
+    """Return a new connection.
+
+    Raises:
+        ConfigError: when the URL cannot be read, or the server is older than PostgreSQL 15.
+        psycopg.OperationalError: when the server does not answer.
+    """
+    url = settings.database_url or embedded.join(settings)
+    try:
+        parameters = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(f"DATABASE_URL: {str(error).strip()}.") from None
+    connection = psycopg.connect(**(DEFAULTS | parameters))
+    version = connection.info.server_version
+    if version < MINIMUM_SERVER_VERSION:
+        connection.close()
+        found = version // 10000
+        raise ConfigError(f"DATABASE_URL: PostgreSQL 15 or newer is wanted, this server is {found}.")
+    return connection
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """Return what SQLAlchemy's engine needs to connect as `connect` does; nothing is opened yet."""
+    return {
+        "creator": lambda: connect(settings),
+        # A connection that died in the pool is replaced before a request meets it.
+        "pool_pre_ping": True,
+        "pool_size": 10,
+        "max_overflow": 10,
+    }

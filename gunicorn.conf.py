@@ -1,0 +1,33 @@
+"""gunicorn: where it listens, and how many workers and threads answer."""
+
+import sys
+from pathlib import Path
+
+from config import ConfigError, Settings
+
+try:
+    _settings = Settings.from_env()
+except ConfigError as error:
+    # gunicorn would print a traceback and go on to the next attempt.
+    error.show()
+    sys.exit(error.exit_code)
+
+_host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
+bind = f"{_host}:{_settings.port}"
+workers = _settings.web_concurrency
+worker_class = "gthread"
+threads = 8
+keepalive = 5
+graceful_timeout = 10
+umask = 0o022
+control_socket_disable = True
+
+# A worker's sign of life is a file that it touches: on a slow disk that would block it.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes the file safely
+
+# Whom to believe about the client's address is the application's to say (TRUSTED_PROXIES).
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+
+# At "info" it speaks of every process it starts.
+loglevel = "warning" if _settings.log_level == "INFO" else _settings.log_level.lower()

@@ -1,0 +1,354 @@
+"""The tables, with what the database itself refuses (DESIGN.md, "Tables").
+
+Everything of a company is found by its id: ``company_id`` leads every key but those of
+``companies``, ``packages`` and ``logins``, and the foreign keys are composite.
+"""
+
+from datetime import date, datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+from uuid import UUID
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Date,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, ExcludeConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+
+MAXIMUM_ATTEMPTS = 3
+"""The decline of this attempt of one period makes the company passive (DESIGN.md §2.6)."""
+
+BIGINT_MAX = 2**63 - 1
+
+MAXIMUM_PRICE_MINOR = 10**15
+"""Ten trillion of a currency: far above any price, and 2 × price × 366 days still is a bigint."""
+
+
+class Base(DeclarativeBase):
+    """What every table shares: how constraints are named and how Python types are stored."""
+
+    registry = registry(
+        metadata=MetaData(
+            naming_convention={
+                "pk": "%(table_name)s_pkey",
+                "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+                "uq": "%(table_name)s_%(column_0_N_name)s_key",
+                "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+                "ck": "%(table_name)s_%(constraint_name)s_check",
+            }
+        ),
+        type_annotation_map={
+            int: BigInteger,
+            str: Text,
+            date: Date,
+            datetime: DateTime(timezone=True),
+            UUID: Uuid(),
+            dict[str, Any]: JSONB,
+        },
+    )
+
+
+# The connections come from `database.py`, which takes any libpq URL as it is.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+
+
+class Status(IntEnum):
+    """1 and 0: an active, open, offered or charged row, and its opposite (DESIGN.md §1)."""
+
+    PASSIVE = 0
+    ACTIVE = 1
+
+
+class CallbackStatus(StrEnum):
+    """Where a callback stands: to be sent, answered with a 2xx, or given up."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    EXHAUSTED = "exhausted"
+
+
+def one_of(column: str, *values: int | str) -> CheckConstraint:
+    """Return the check that a column holds one of some values."""
+    listed = ", ".join(str(int(v)) if isinstance(v, int) else f"'{v}'" for v in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def is_currency() -> CheckConstraint:
+    """Return the check that ``currency`` looks like ISO 4217."""
+    return CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency")
+
+
+class Company(Base):
+    """A store. ``billing_day`` is set once, at registration; ``passivated_at`` only for non-payment."""
+
+    __tablename__ = "companies"
+    __table_args__ = (
+        one_of("status", *Status),
+        CheckConstraint("billing_day BETWEEN 1 AND 31", name="billing_day"),
+        CheckConstraint("passivated_at IS NULL OR status = 0", name="passivated_at"),
+        CheckConstraint("(callback_url IS NULL) = (callback_secret IS NULL)", name="callback_secret"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    site_url: Mapped[str]
+    name: Mapped[str]
+    lastname: Mapped[str]
+    company_name: Mapped[str]
+    email: Mapped[str]
+    status: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    callback_url: Mapped[str | None]
+    callback_secret: Mapped[str | None]
+    billing_day: Mapped[int] = mapped_column(SmallInteger)
+    registered_at: Mapped[datetime]
+    passivated_at: Mapped[datetime | None]
+
+
+class Login(Base):
+    """Who may sign in as which company. The key is the e-mail in lower case.
+
+    No foreign key: this table is found by e-mail, its company by id, and the two never join
+    (DESIGN.md, "Tables").
+    """
+
+    __tablename__ = "logins"
+    __table_args__ = (CheckConstraint("email = lower(email)", name="email"),)
+
+    email: Mapped[str] = mapped_column(primary_key=True)
+    company_id: Mapped[int]
+    password_hash: Mapped[str]
+
+
+class Package(Base):
+    """What is sold. Period and currency never change; a price holds from the next period on."""
+
+    __tablename__ = "packages"
+    __table_args__ = (
+        one_of("period", "monthly", "yearly"),
+        one_of("status", *Status),
+        CheckConstraint(f"price_minor BETWEEN 0 AND {MAXIMUM_PRICE_MINOR}", name="price_minor"),
+        is_currency(),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str]
+    period: Mapped[str]
+    price_minor: Mapped[int]
+    currency: Mapped[str]
+    status: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+
+
+class CompanyPackage(Base):
+    """One company's package with its current period ``[start_date, end_date)`` and that period's price.
+
+    ``full_days`` is the number of days that ``price_minor`` is for; a period that began off the billing
+    day is shorter.
+    """
+
+    __tablename__ = "company_packages"
+    __table_args__ = (
+        one_of("status", *Status),
+        CheckConstraint("start_date < end_date", name="period"),
+        CheckConstraint("full_days >= end_date - start_date", name="full_days"),
+        CheckConstraint(f"price_minor BETWEEN 0 AND {MAXIMUM_PRICE_MINOR}", name="price_minor"),
+        is_currency(),
+        Index(
+            "company_packages_one_open_per_company_key",
+            "company_id",
+            unique=True,
+            postgresql_where=text("status = 1"),
+        ),
+        # What the queue looks for: open packages in the order in which their periods end.
+        Index(
+            "company_packages_due_idx", "end_date", "company_id", "id", postgresql_where=text("status = 1")
+        ),
+        Index("company_packages_package_id_idx", "package_id"),
+    )
+
+    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    package_id: Mapped[int] = mapped_column(ForeignKey("packages.id"))
+    status: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    start_date: Mapped[date]
+    end_date: Mapped[date]
+    price_minor: Mapped[int]
+    currency: Mapped[str]
+    full_days: Mapped[int] = mapped_column(SmallInteger)
+
+
+def _of_company_package(**options: Any) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["company_id", "company_package_id"],
+        ["company_packages.company_id", "company_packages.id"],
+        **options,
+    )
+
+
+class CompanyPayment(Base):
+    """One attempt to collect that the gateway answered. Rows are only ever added.
+
+    ``id`` is the idempotency key that the gateway was sent. A trigger, per statement, refuses every
+    change; see the first migration.
+    """
+
+    __tablename__ = "company_payments"
+    __table_args__ = (
+        _of_company_package(),
+        UniqueConstraint(
+            "company_id",
+            "company_package_id",
+            "period_start",
+            "attempt",
+            name="company_payments_attempt_of_period_key",
+        ),
+        one_of("status", *Status),
+        CheckConstraint("attempt >= 1", name="attempt"),
+        CheckConstraint("amount_minor > 0", name="amount_minor"),
+        CheckConstraint("period_start < period_end", name="period"),
+        is_currency(),
+        # No day of a company package is charged twice: the days of a charged period are a stroke on the
+        # line of its company package, and no two strokes touch. Exact for ids below 2^53; what is closed
+        # is the box, hence the end's - 1. Measured against ranges and chains in docs/adr/0005.
+        ExcludeConstraint(
+            (
+                text(
+                    "box(point(company_package_id::float8, (period_start - date '1970-01-01')::float8),"
+                    " point(company_package_id::float8, (period_end - date '1970-01-01' - 1)::float8))"
+                ),
+                "&&",
+            ),
+            name="company_payments_no_day_charged_twice_excl",
+            using="gist",
+            where=text("status = 1"),
+        ),
+        Index("company_payments_newest_idx", "attempted_at", "company_id", "id"),
+    )
+
+    company_id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    company_package_id: Mapped[int]
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    status: Mapped[int] = mapped_column(SmallInteger)
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    period_start: Mapped[date]
+    period_end: Mapped[date]
+    reference: Mapped[str]
+    decline_code: Mapped[str | None]
+    attempted_at: Mapped[datetime]
+
+
+class PaymentJob(Base):
+    """One period of one company package whose money is still to be collected. A finished job is deleted.
+
+    ``next_attempt_at`` is business time. ``leased_until`` is real time: until then the job is some
+    worker's, or rests after an outage. ``idempotency_key`` is the attempt's, and stays through both.
+    """
+
+    __tablename__ = "payment_jobs"
+    __table_args__ = (
+        _of_company_package(ondelete="CASCADE"),
+        CheckConstraint("period_start < period_end", name="period"),
+        CheckConstraint(f"attempt BETWEEN 1 AND {MAXIMUM_ATTEMPTS}", name="attempt"),
+        CheckConstraint("amount_minor >= 0", name="amount_minor"),
+        is_currency(),
+        Index("payment_jobs_due_idx", "next_attempt_at", "company_id"),
+        {
+            "postgresql_with": {
+                # Room on each page for the claim's new version of a row, which then touches no index.
+                "fillfactor": 50,
+                # The queue's rows live for seconds: dead ones are swept by their number, not their share.
+                "autovacuum_vacuum_scale_factor": 0,
+                "autovacuum_vacuum_threshold": 20000,
+                "autovacuum_analyze_scale_factor": 0,
+                "autovacuum_analyze_threshold": 50000,
+                "autovacuum_vacuum_cost_delay": 0,
+            }
+        },
+    )
+
+    company_id: Mapped[int] = mapped_column(primary_key=True)
+    company_package_id: Mapped[int] = mapped_column(primary_key=True)
+    period_start: Mapped[date] = mapped_column(primary_key=True)
+    period_end: Mapped[date]
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    next_attempt_at: Mapped[datetime]
+    leased_until: Mapped[datetime] = mapped_column(server_default=text("'1970-01-01 00:00+00'"))
+    idempotency_key: Mapped[UUID | None]
+    outages: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+
+
+class Callback(Base):
+    """A message about a change, for one recipient: written with the change, delivered by the worker.
+
+    ``id`` is the ``webhook-id``; ``body`` is what is signed, the same bytes on every attempt. All instants
+    are real time. ``next_attempt_at`` is null once nothing more is to be sent.
+    """
+
+    __tablename__ = "callbacks"
+    __table_args__ = (
+        one_of("recipient", "platform", "company"),
+        one_of("status", *CallbackStatus),
+        CheckConstraint("(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
+        Index("callbacks_due_idx", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+    )
+
+    company_id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    recipient: Mapped[str]
+    type: Mapped[str]
+    body: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    last_attempt_at: Mapped[datetime | None]
+    last_status_code: Mapped[int | None] = mapped_column(SmallInteger)
+    last_error: Mapped[str | None]
+
+
+class WorkerHeartbeat(Base):
+    """When each worker process was last seen alive, by the database's clock."""
+
+    __tablename__ = "worker_heartbeats"
+
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime]
+    beat_at: Mapped[datetime]
+
+
+class Setting(Base):
+    """A fact that outlives a process, such as where a simulation stands."""
+
+    __tablename__ = "settings"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[dict[str, Any]]
+
+
+class RateLimit(Base):
+    """How often a caller came in the present window; unlogged, because it may be lost in a crash."""
+
+    __tablename__ = "rate_limits"
+    __table_args__ = {"prefixes": ["UNLOGGED"]}  # noqa: RUF012
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    hits: Mapped[int]
+    expires_at: Mapped[datetime] = mapped_column(index=True)

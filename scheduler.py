@@ -1,0 +1,181 @@
+"""The worker: an APScheduler process that queues, collects and delivers, until it is told to stop.
+
+When to do what; the rules are in `billing`.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from datetime import datetime
+from typing import Any
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from billing import heartbeats
+from billing.charging import GatewayHangsError
+from billing.clock import Clock
+from billing.collection import Collector
+from billing.deliveries import Deliverer
+from cli import make_collector, make_deliverer
+from config import ConfigError
+from models import db
+from web.context import vade
+from wsgi import create_app
+
+logger = logging.getLogger("worker")
+
+HEARTBEAT_S = 5
+SWEEP_S = 60
+IDLE_LINE_S = 60
+"""A pass that found nothing to do is told at level INFO this often, and else at DEBUG."""
+
+GATEWAY_HANGS = 3
+"""Exit status when too many threads hang in the gateway: supervisord starts the worker anew."""
+
+
+class Worker:
+    """One worker process: its jobs, and how they end."""
+
+    def __init__(self, app: Flask) -> None:
+        self.stop = threading.Event()
+        self.exit_status = 0
+        self._app = app
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._idle_line_at: float | None = None
+        with app.app_context():
+            self._engine = db.engine
+            self._collector: Collector = make_collector(vade(), stop=self.stop)
+            self._deliverer: Deliverer = make_deliverer(vade().settings, stop=self.stop)
+            self._poll_s = vade().settings.worker_poll_s
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT, then finish the batch; return the exit status.
+
+        1. Every poll: one pass of collection, and one over the due callbacks, each in a thread of its own.
+        2. Every few seconds: a heartbeat, which goes on during a long pass.
+        3. When told to stop: no new charge is begun, what was answered is settled, the rest is released.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Told twice is told once: Ctrl-C reaches the whole group, and supervisord tells it again.
+            signal.signal(number, lambda *_: self.stop.set())
+        scheduler = BackgroundScheduler(
+            timezone="UTC", job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+        )
+        for job, seconds in (
+            (self.collect, self._poll_s),
+            (self.deliver, self._poll_s),
+            (self.beat, HEARTBEAT_S),
+            (self.sweep, SWEEP_S),
+        ):
+            scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
+        scheduler.start()
+        logger.info("worker started", extra={"worker": self._name})
+        self.stop.wait()
+        scheduler.shutdown(wait=True)
+        self._leave()
+        logger.info("worker stopped", extra={"worker": self._name})
+        return self.exit_status
+
+    def collect(self) -> None:
+        """Run one pass of collection and log it in one line."""
+        if self.stop.is_set():
+            return
+        try:
+            result = self._collector.run_pass()
+        except GatewayHangsError as error:
+            logger.critical("%s: the worker ends, to be started anew", error)
+            self.exit_status = GATEWAY_HANGS
+            self.stop.set()
+            return
+        except (SQLAlchemyError, ConfigError) as error:
+            _log_database_error("the pass was broken off", error)
+            return
+        figures: dict[str, Any] = {
+            name: getattr(result, name)
+            for name in ("queued", "charged", "declined", "passive", "failed", "seconds", "oldest_job_age_s")
+        }
+        busy = result.queued or result.attempts or result.failed or result.free
+        logger.log(logging.INFO if busy or self._idle_line_due() else logging.DEBUG, "pass", extra=figures)
+
+    def deliver(self) -> None:
+        """Send the callbacks that are due."""
+        if self.stop.is_set():
+            return
+        try:
+            result = self._deliverer.run_pass()
+        except (SQLAlchemyError, ConfigError) as error:
+            _log_database_error("delivery was broken off", error)
+            return
+        if result.delivered or result.failed or result.exhausted:
+            logger.info(
+                "callbacks",
+                extra={
+                    "delivered": result.delivered,
+                    "failed": result.failed,
+                    "exhausted": result.exhausted,
+                    "seconds": result.seconds,
+                },
+            )
+
+    def beat(self) -> None:
+        """Say that this worker is alive; `/readyz` tells when it was last heard."""
+        try:
+            with Session(self._engine) as session:
+                heartbeats.beat(session, self._name, now=Clock().read(session).real)
+                session.commit()
+        except (SQLAlchemyError, ConfigError) as error:
+            _log_database_error("no heartbeat", error)
+
+    def sweep(self) -> None:
+        """Forget the rate limits' windows that are over."""
+        try:
+            with Session(self._engine) as session:
+                session.execute(text("DELETE FROM rate_limits WHERE expires_at < now()"))
+                session.commit()
+        except (SQLAlchemyError, ConfigError) as error:
+            _log_database_error("no sweep", error)
+
+    def _leave(self) -> None:
+        try:
+            with Session(self._engine) as session:
+                heartbeats.leave(session, self._name)
+                session.commit()
+        except (SQLAlchemyError, ConfigError) as error:
+            _log_database_error("no farewell", error)
+
+    def _idle_line_due(self) -> bool:
+        now = datetime.now().astimezone().timestamp()
+        if self._idle_line_at is not None and now < self._idle_line_at + IDLE_LINE_S:
+            return False
+        self._idle_line_at = now
+        return True
+
+
+def _log_database_error(what: str, error: Exception) -> None:
+    """Log in one line: the next poll tries again, and a database that is away says so every second."""
+    cause = getattr(error, "orig", None) or error
+    logger.error("%s: %s", what, str(cause).splitlines()[0])
+
+
+def main() -> None:
+    """Run the worker as a process of its own."""
+    try:
+        app = create_app()
+    except ConfigError as error:
+        sys.exit(f"Error: {error.format_message()}")
+    status = Worker(app).run()
+    # A thread that hangs in a gateway or an endpoint must not keep the process.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A real PostgreSQL for every test: rolled back per test, or a database of the test's own."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import flask_migrate
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.orm import Session
+
+import embedded
+from billing.clock import Clock
+from config import PROJECT_DIR, Settings
+from models import db
+from tests.world import CALLBACK_SECRET, World
+from wsgi import create_app
+
+NOW = datetime(2026, 1, 10, 9, 0, tzinfo=UTC)
+"""Where the business clock of `app` stands until a test travels."""
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a server on which tests may make databases: DATABASE_URL's, else an embedded one."""
+    if os.environ.get("DATABASE_URL"):
+        return os.environ["DATABASE_URL"]
+    base = tmp_path_factory.getbasetemp()
+    # The processes of one run share one server.
+    home = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "instance"
+    url = embedded.join(Settings.from_env({"INSTANCE_DIR": str(home)}))
+    with psycopg.connect(url, autocommit=True) as connection:
+        # Nothing here outlives the run, so nothing needs to reach the disk.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return url
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a migrated, empty database, from which the others are copied."""
+    with new_database(server_url, prefix="vade_template") as url:
+        app = create_app(settings_for(url, tmp_path_factory.mktemp("template")))
+        with app.app_context():
+            flask_migrate.upgrade(str(PROJECT_DIR / "migrations"))
+            db.engine.dispose()
+        yield url
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """The URL of a migrated, empty database of the test's own: for tests that commit."""
+    name = conninfo_to_dict(template)["dbname"]
+    with new_database(server_url, prefix="vade_test", template=str(name)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_app(template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    app = create_app(settings_for(template, tmp_path_factory.mktemp("shared")))
+    yield app
+    with app.app_context():
+        db.engine.dispose()
+
+
+@pytest.fixture
+def app(shared_app: Flask) -> Iterator[Flask]:
+    """The application, its business clock at NOW, on one connection that is rolled back at the end."""
+    former = shared_app.extensions["vade"]
+    shared_app.extensions["vade"] = replace(former, clock=Clock(NOW))
+    with shared_app.app_context():
+        engine = db.engine
+        with engine.connect() as connection, connection.begin() as transaction:
+            db.engines[None] = connection  # type: ignore[assignment]
+            db.session.configure(join_transaction_mode="create_savepoint")
+            try:
+                yield shared_app
+            finally:
+                db.session.remove()
+                transaction.rollback()
+                db.engines[None] = engine
+    shared_app.extensions["vade"] = former
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def session(app: Flask) -> Session:
+    return db.session()
+
+
+@pytest.fixture
+def world(app: Flask) -> World:
+    """Companies, packages and passes on the rolled-back connection of `app`."""
+    return World(app)
+
+
+@pytest.fixture
+def committed(database_url: str, tmp_path: Path) -> Iterator[World]:
+    """The same on a database of the test's own, where sessions can race."""
+    app = create_app(settings_for(database_url, tmp_path))
+    app.extensions["vade"] = replace(app.extensions["vade"], clock=Clock(NOW))
+    with app.app_context():
+        yield World(app)
+        db.session.remove()
+        db.engine.dispose()
+
+
+def settings_for(url: str, instance: Path, **settings: str) -> Settings:
+    """Settings for tests: callbacks are written, limits are off."""
+    defaults = {
+        "DATABASE_URL": url,
+        "INSTANCE_DIR": str(instance),
+        "RATE_LIMITS": "off",
+        "CALLBACK_URL": "http://127.0.0.1:9/callbacks",
+        "CALLBACK_SECRET": CALLBACK_SECRET,
+        "CALLBACK_ALLOW_PRIVATE": "on",
+    }
+    return Settings.from_env(defaults | settings)
+
+
+@contextmanager
+def new_database(server_url: str, *, prefix: str, template: str = "template1") -> Iterator[str]:
+    """Make a database on a server, give its URL, and drop it at the end with all who use it."""
+    name = f"{prefix}_{uuid.uuid4().hex[:12]}"
+    _on(server_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
+    try:
+        yield _with_database(server_url, name)
+    finally:
+        _on(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _on(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def _with_database(url: str, name: str) -> str:
+    """Return the URL with another database."""
+    head, _, query = url.partition("?")
+    scheme, _, rest = head.partition("://")
+    authority = rest.partition("/")[0]
+    return f"{scheme}://{authority}/{name}" + (f"?{query}" if query else "")

@@ -1,0 +1,1 @@
+"""What every endpoint shares: access, errors, paging, limits, the API's description."""

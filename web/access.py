@@ -1,0 +1,165 @@
+"""Who may call what: every route is closed unless its view says for whom it is open."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, TypeVar, cast
+
+from flask import Flask, current_app, g, request
+from flask_jwt_extended import (
+    JWTManager,
+    create_access_token,
+    create_refresh_token,
+    get_jwt,
+    verify_jwt_in_request,
+)
+from flask_jwt_extended.exceptions import JWTExtendedException
+from jwt import PyJWTError
+from sqlalchemy import select
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+
+from billing.errors import ForbiddenError, InvalidFieldError, TokenError
+from models import BIGINT_MAX, Company, db
+
+ACCESS_LIFETIME = timedelta(hours=1)
+REFRESH_LIFETIME = timedelta(days=30)
+OPERATOR = "operator"
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class Access(StrEnum):
+    """For whom a route is open."""
+
+    PUBLIC = "anyone"
+    COMPANY = "a company"
+    OPERATOR = "an operator"
+    COMPANY_OR_OPERATOR = "a company or an operator"
+    REFRESH = "a company, with its refresh token"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose token came with the request; ``company_id`` is None for an operator."""
+
+    company_id: int | None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether an operator calls."""
+        return self.company_id is None
+
+
+def open_to(who: Access, *, finds_company: bool = False) -> Callable[[View], View]:
+    """Open a view to ``who``.
+
+    A company's token stops working when the company is gone, which costs a query; a view that finds the
+    company itself says ``finds_company`` and raises `TokenError` where it is not there.
+    """
+
+    def mark(view: View) -> View:
+        view.open_to = who  # type: ignore[attr-defined]
+        view.finds_company = finds_company  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def access_of(view: Callable[..., Any]) -> Access | None:
+    """Return for whom a view is open, or None where it is closed."""
+    return cast(Access | None, getattr(view, "open_to", None))
+
+
+def takes_body(view: Callable[..., Any]) -> bool:
+    """Return whether a view reads a JSON body."""
+    return "body" in inspect.signature(view).parameters
+
+
+def caller() -> Caller:
+    """Return who calls; only for views that are not open to anyone."""
+    return cast(Caller, g.caller)
+
+
+def company_id() -> int:
+    """Return the id of the company that calls."""
+    return cast(int, caller().company_id)
+
+
+def company_tokens(id_: int) -> dict[str, str]:
+    """Return a fresh access token and refresh token for a company."""
+    return {"token": create_access_token(str(id_)), "refresh_token": create_refresh_token(str(id_))}
+
+
+def operator_token(lifetime: timedelta) -> str:
+    """Return a token with an operator's rights."""
+    token: str = create_access_token(OPERATOR, expires_delta=lifetime, additional_claims={"role": OPERATOR})
+    return token
+
+
+def guard(app: Flask) -> None:
+    """Check token, rights and media type before any view runs."""
+    app.config["JWT_ACCESS_TOKEN_EXPIRES"] = ACCESS_LIFETIME
+    app.config["JWT_REFRESH_TOKEN_EXPIRES"] = REFRESH_LIFETIME
+    app.config["JWT_TOKEN_LOCATION"] = ["headers"]
+    # Tokens travel in a header, never in a cookie: nothing forges a request with them.
+    app.config["JWT_COOKIE_CSRF_PROTECT"] = False
+    JWTManager(app)
+    readers = {name: takes_body(view) for name, view in app.view_functions.items()}
+
+    @app.before_request
+    def check() -> None:
+        if request.endpoint is None or request.method == "OPTIONS":
+            # No such route, or a question that Flask answers without the view.
+            return
+        view: Any = current_app.view_functions[request.endpoint]
+        who = access_of(view)
+        if who is None:
+            raise ForbiddenError
+        if who is not Access.PUBLIC:
+            g.caller = _authenticate(who, finds_company=view.finds_company)
+        if readers.get(request.endpoint):
+            _check_body()
+
+
+def _authenticate(who: Access, *, finds_company: bool) -> Caller:
+    try:
+        verify_jwt_in_request(refresh=who is Access.REFRESH)
+        claims = get_jwt()
+    except (JWTExtendedException, PyJWTError, ValueError) as error:
+        # ValueError: bytes in the header or the claims that are no text.
+        raise TokenError from error
+    if claims.get("role") == OPERATOR:
+        if who not in {Access.OPERATOR, Access.COMPANY_OR_OPERATOR}:
+            raise ForbiddenError
+        return Caller(None)
+    id_ = _company_id(claims.get("sub"))
+    if not finds_company and not db.session.scalar(select(Company.id).where(Company.id == id_)):
+        raise TokenError
+    if who is Access.OPERATOR:
+        raise ForbiddenError
+    return Caller(id_)
+
+
+def _company_id(subject: object) -> int:
+    if isinstance(subject, str) and subject.isascii() and subject.isdigit() and int(subject) <= BIGINT_MAX:
+        return int(subject)
+    raise TokenError
+
+
+def _check_body() -> None:
+    """Refuse what is too large (413), no JSON (415), broken JSON (400) or no object (422)."""
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    if (request.content_length or 0) > limit:
+        raise RequestEntityTooLarge(f"A body may have {limit // 1024} KiB at most.")
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("The body must be application/json.")
+    try:
+        body = request.get_json()
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+    except BadRequest:
+        raise BadRequest("The body is not valid JSON.") from None
+    if not isinstance(body, dict):
+        raise InvalidFieldError("#", "The body must be a JSON object.")

@@ -1,0 +1,129 @@
+"""The API's description: OpenAPI 3.1 from the routes, completed with access and problem types."""
+
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, current_app
+from flask_openapi3 import Info, OpenAPI, Tag
+from flask_openapi3.models import Schema
+
+from pydantic import BaseModel
+
+from web.access import Access, access_of, takes_body
+from web.problems import MEDIA_TYPE, from_validation_error
+from web.schemas import Problem, ValidationProblem
+
+VERSION = "0.1.0"
+BEARER = "bearer"
+
+DESCRIPTION = """Subscription billing: companies register, take a package, and are billed when a period ends.
+
+Money is an integer in minor units. Dates are `YYYY-MM-DD`, instants RFC 3339 in UTC. Every error is a
+problem document (RFC 9457). Get a token from *Register* or *Log in* and send it as `Authorization: Bearer …`.
+"""
+
+REASONS = {
+    400: "Malformed JSON",
+    401: "Missing, expired or invalid token",
+    403: "Not this caller's",
+    413: "The body is over 64 KiB",
+    415: "The body is not application/json",
+    422: "A field is refused: see errors",
+    500: "Something went wrong on our side",
+    503: "The database does not answer",
+}
+
+
+def make_api(name: str) -> OpenAPI:
+    """Return the Flask application that describes itself."""
+    app = OpenAPI(
+        name,
+        info=Info(title="Vade", version=VERSION, description=DESCRIPTION),
+        security_schemes={BEARER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        validation_error_model=ValidationProblem,
+        validation_error_callback=from_validation_error,
+        doc_ui=False,
+        static_folder=None,
+    )
+    # The routes of blueprints come with their own models; the errors are the same everywhere.
+    app.components_schemas["Problem"] = _schema(Problem)
+    return app
+
+
+Responses = dict[str | int | HTTPStatus, type[BaseModel] | dict[Any, Any] | None]
+
+
+def tag(name: str, description: str) -> Tag:
+    """Return a heading of the reference."""
+    return Tag(name=name, description=description)
+
+
+def problems(**titles: str) -> Responses:
+    """Return the descriptions of problem answers: ``problems(s409="E-mail taken")``."""
+    return {name.removeprefix("s"): problem_answer(title) for name, title in titles.items()}
+
+
+def problem_answer(description: str, *, model: type[Problem] = Problem) -> dict[str, Any]:
+    """Return how an answer that is a problem document is described."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": reference}}}
+
+
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI document of the present application; it never changes while it runs."""
+    app = current_app
+    document: dict[str, Any] | None = app.extensions.get("vade-openapi")
+    if document is None:
+        document = _complete(app, app.api_doc)  # type: ignore[attr-defined]
+        app.extensions["vade-openapi"] = document
+    return document
+
+
+def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
+    """Add to each operation who may call it and which problems it can answer with."""
+    views = {
+        (rule.rule.replace("<", "{").replace(">", "}"), method.lower()): app.view_functions[rule.endpoint]
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            view = views[path, method]
+            who = access_of(view)
+            answers = operation["responses"]
+            statuses = [500, 503]
+            if who is Access.PUBLIC:
+                operation["security"] = []
+            else:
+                operation["security"] = [{BEARER: []}]
+                operation["description"] = f"{operation.get('description', '')}\n\nFor {who}.".strip()
+                statuses += [401, 403]
+            if takes_body(view):
+                statuses += [400, 413, 415]
+            for status in statuses:
+                answers.setdefault(str(status), problem_answer(REASONS[status]))
+            if takes_body(view) or operation.get("parameters"):
+                answers["422"] = problem_answer(REASONS[422], model=ValidationProblem)
+            else:
+                answers.pop("422", None)
+            operation["responses"] = dict(sorted(answers.items()))
+    document["components"].setdefault("schemas", {})
+    described: dict[str, Any] = _without_nulls(document)
+    return described
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the nulls of unset members, which OpenAPI does not allow; defaults and examples stay."""
+    if isinstance(value, dict):
+        return {
+            key: entry if key in {"default", "example"} else _without_nulls(entry)
+            for key, entry in value.items()
+            if entry is not None or key in {"default", "example"}
+        }
+    if isinstance(value, list):
+        return [_without_nulls(entry) for entry in value]
+    return value
+
+
+def _schema(model: type[Problem]) -> Any:
+    return Schema(**model.model_json_schema())

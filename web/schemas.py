@@ -1,0 +1,248 @@
+"""The shapes of requests and answers: what pydantic checks, and what OpenAPI says."""
+
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import email_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    StringConstraints,
+    TypeAdapter,
+)
+
+from models import BIGINT_MAX, MAXIMUM_PRICE_MINOR
+
+# Names such as shop.example or shop.test are refused by default; here they are as good as any other:
+# nothing is sent to them, and test systems use them.
+email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
+
+MAXIMUM_URL_LENGTH = 2048
+MAXIMUM_EMAIL_LENGTH = 254
+"""RFC 5321 §4.5.3.1.3, without the angle brackets."""
+
+_HTTP_URL: TypeAdapter[Any] = TypeAdapter(HttpUrl)
+
+
+def _storable(value: str) -> str:
+    if any(not character.isprintable() and character != "\n" for character in value):
+        raise ValueError("Control characters are not allowed")
+    return value
+
+
+def _email(value: str) -> str:
+    try:
+        email_validator.validate_email(value, check_deliverability=False)
+    except email_validator.EmailNotValidError:
+        raise ValueError("This is not an e-mail address") from None
+    return value
+
+
+def _http_url(value: str) -> str:
+    try:
+        _HTTP_URL.validate_python(value)
+    except ValueError:
+        raise ValueError("This is not an http or https URL") from None
+    if not value.isprintable() or " " in value:
+        raise ValueError("This is not an http or https URL")
+    return value
+
+
+def _digits(value: object) -> object:
+    """Take the text of a path or query for a number only where it is plain decimal digits."""
+    if isinstance(value, str):
+        sign, digits = (-1, value[1:]) if value.startswith("-") else (1, value)
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+            raise ValueError("A whole number of at most 64 bits is wanted")
+        return sign * int(digits)
+    return value
+
+
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    AfterValidator(_storable),
+]
+Url = Annotated[
+    str,
+    StringConstraints(max_length=MAXIMUM_URL_LENGTH),
+    AfterValidator(_http_url),
+    Field(json_schema_extra={"format": "uri"}),
+]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=MAXIMUM_EMAIL_LENGTH),
+    AfterValidator(_email),
+    Field(json_schema_extra={"format": "email"}),
+]
+Password = Annotated[
+    str,
+    StringConstraints(min_length=8, max_length=128),
+    AfterValidator(_storable),
+    Field(json_schema_extra={"format": "password", "writeOnly": True}),
+]
+Id = Annotated[int, Field(ge=1, le=BIGINT_MAX)]
+PriceMinor = Annotated[int, Field(ge=0, le=MAXIMUM_PRICE_MINOR)]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Number = Annotated[int, BeforeValidator(_digits)]
+Status = Literal[0, 1]
+PeriodName = Literal["monthly", "yearly"]
+
+
+class BodyModel(BaseModel):
+    """A JSON body: its types are taken literally (a boolean is no integer), unknown fields are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class QueryModel(BaseModel):
+    """A query string: unknown parameters are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackagePath(BaseModel):
+    """A package in a path."""
+
+    id: Annotated[Number, Field(ge=1, le=BIGINT_MAX)]
+
+
+class SessionAnswer(BaseModel):
+    """Tokens of a company: the access token lives 1 hour, the refresh token 30 days."""
+
+    status: Status = Field(description="The company's: 1 = active, 0 = passive.")
+    token: str
+    refresh_token: str
+    company_id: int
+
+
+class CompanyAnswer(BaseModel):
+    """A company, without secrets."""
+
+    id: int
+    site_url: str
+    name: str
+    lastname: str
+    company_name: str
+    email: str
+    status: Status
+    callback_url: str | None
+    registered_at: datetime
+
+
+class ChangedCompanyAnswer(CompanyAnswer):
+    """A company after a change."""
+
+    callback_secret: str | None = Field(
+        None, description="Only after `callback_url` was set: signs this company's callbacks. Shown once."
+    )
+
+
+class PackageAnswer(BaseModel):
+    """What is sold."""
+
+    id: int
+    name: str
+    period: PeriodName
+    price_minor: int = Field(description="In minor units, such as kuruş.")
+    currency: str = Field(description="ISO 4217.")
+    status: Status
+
+
+class CompanyPackageAnswer(BaseModel):
+    """A company's package with its current period, from `start_date` up to but not including `end_date`."""
+
+    id: int
+    company_id: int
+    status: Status
+    start_date: date
+    end_date: date
+    package: PackageAnswer
+
+
+class CurrentAnswer(BaseModel):
+    """A company and what it has: its open company package, else the latest, else null."""
+
+    company: CompanyAnswer
+    company_package: CompanyPackageAnswer | None
+
+
+class PaymentAnswer(BaseModel):
+    """One attempt to collect that the gateway answered."""
+
+    id: UUID = Field(description="The idempotency key that the attempt was sent with.")
+    company_id: int
+    company_package_id: int
+    attempt: int
+    status: Status = Field(description="1 = charged, 0 = declined.")
+    amount_minor: int
+    currency: str
+    period_start: date
+    period_end: date
+    reference: str = Field(description="The gateway's own id of the attempt.")
+    decline_code: str | None
+    attempted_at: datetime
+
+
+class PackageList(BaseModel):
+    """A page of packages, by id."""
+
+    data: list[PackageAnswer]
+    next_cursor: str | None
+
+
+class PaymentList(BaseModel):
+    """A page of attempts, newest first."""
+
+    data: list[PaymentAnswer]
+    next_cursor: str | None
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class FieldError(BaseModel):
+    """What is wrong with one field; `pointer` is a JSON pointer (RFC 6901)."""
+
+    pointer: str
+    detail: str
+
+
+class ValidationProblem(Problem):
+    """A problem document that says which fields were refused and why."""
+
+    errors: list[FieldError]
+
+
+class AliveAnswer(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class WorkerAnswer(BaseModel):
+    """When a worker was last seen; `status` is `stale` after 30 seconds, `unseen` where none ever was."""
+
+    status: Literal["beating", "stale", "unseen"]
+    heartbeat_at: datetime | None
+    age_s: float | None
+
+
+class ReadyAnswer(BaseModel):
+    """Whether requests can be served: the database answers and its schema is not older than the code."""
+
+    status: Literal["ready", "unready"]
+    database: Literal["ok", "unreachable"]
+    schema_: Literal["ok", "outdated", "unknown"] = Field(alias="schema")
+    worker: WorkerAnswer | None
