@@ -212,6 +212,7 @@ class World:
         company_package, payments = Ledger(self.random, self.today, self.zone).collect(
             company.id,
             package,
+            # The later of two that are one, but in a zone that once skipped a day.
             start_date=max(
                 self.today - timedelta(days=days), business_date(company.registered_at, self.zone)
             ),

@@ -26,6 +26,18 @@ DECLINES_WEIGHTS = (86, 10, 4)
 """How often a period is charged at once, after one decline, and after two."""
 
 
+CURRENCY = "TRY"
+CATALOGUE = (
+    ("Başlangıç", PackagePeriod.MONTHLY, 34_900),
+    ("Profesyonel", PackagePeriod.MONTHLY, 89_900),
+    ("Kurumsal", PackagePeriod.MONTHLY, 249_900),
+    ("Başlangıç Yıllık", PackagePeriod.YEARLY, 349_000),
+    ("Profesyonel Yıllık", PackagePeriod.YEARLY, 899_000),
+    ("Kurumsal Yıllık", PackagePeriod.YEARLY, 2_499_000),
+)
+"""Name, period and price in kuruş: a year for the price of ten months."""
+
+
 class OfferedPackage(NamedTuple):
     """A package that fake companies take."""
 
@@ -104,7 +116,8 @@ class Ledger:
 
     def _room(self, period: BillingPeriod) -> int:
         """Return how many attempts, a day apart, an ended period had before today, or today its first."""
-        return max(1, (self.today - period.end_date).days)
+        since = _midnight(self.today, self.zone) - _midnight(period.end_date, self.zone)
+        return max(1, since // RETRY_AFTER)
 
     def _attempts(
         self, company_id: int, package: OfferedPackage, period: BillingPeriod, outcomes: Sequence[bool]
@@ -114,7 +127,7 @@ class Ledger:
         if amount_minor == 0:
             return
         attempted_at = _midnight(period.end_date, self.zone)
-        if period.end_date < self.today:
+        if attempted_at < _midnight(self.today, self.zone):
             attempted_at += timedelta(seconds=POLL_S * self.random.random())
         for attempt, succeeds in enumerate(outcomes, 1):
             key, result = self._charge(company_id, package, amount_minor, succeeds=succeeds)

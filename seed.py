@@ -1,10 +1,11 @@
 """`flask seed`: packages and fake companies, for development and demonstrations (DESIGN.md §4)."""
 
 import secrets
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from random import Random
@@ -17,15 +18,18 @@ from flask import current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from werkzeug.security import generate_password_hash
 
 from billing.companies import email_key
 from billing.periods import PackagePeriod, business_date
+from billing.transactions import first_line
 from config import ConfigError
 from fake_companies import FakeCompany, FakeStory, Kind, Names, World, draw_names
-from fake_payments import FakeCompanyPackage, FakePayment, OfferedPackage
+from fake_payments import CATALOGUE, CURRENCY, FakeCompanyPackage, FakePayment, OfferedPackage
 from models import Status, db
 
 if TYPE_CHECKING:
@@ -47,17 +51,6 @@ WORTH_ANALYZING = 1000
 
 SEED_LOCK = 0x7661646502
 """Key of the advisory lock under which one process at a time adds companies."""
-
-CURRENCY = "TRY"
-CATALOGUE = (
-    ("Başlangıç", PackagePeriod.MONTHLY, 34_900),
-    ("Profesyonel", PackagePeriod.MONTHLY, 89_900),
-    ("Kurumsal", PackagePeriod.MONTHLY, 249_900),
-    ("Başlangıç Yıllık", PackagePeriod.YEARLY, 349_000),
-    ("Profesyonel Yıllık", PackagePeriod.YEARLY, 899_000),
-    ("Kurumsal Yıllık", PackagePeriod.YEARLY, 2_499_000),
-)
-"""Name, period and price in kuruş: a year for the price of ten months."""
 
 OUTCOMES: dict[int, str] = {Status.ACTIVE: "payments charged", Status.PASSIVE: "payments declined"}
 
@@ -82,41 +75,47 @@ def seed_command(companies: int | None, random_seed: int | None) -> None:
 
     The first of them is the demo company, where it is absent. All share one password. Refused in production.
     """
-    # `cli` registers this command, so it cannot be imported before it.
-    from cli import INTERRUPTED, progress_bar, stopped_by_signals  # noqa: PLC0415
-
     vade: Vade = current_app.extensions["vade"]
     if vade.settings.production:
         raise ConfigError("flask seed is refused in production: what it adds is invented.")
     started_s = time.monotonic()
     wanted = FEW_COMPANIES if companies is None else companies
-    with closing(db.engine.raw_connection()) as raw, stopped_by_signals() as stop:
-        with Session(db.engine) as session:
-            today = business_date(vade.clock.read(session).business, vade.zone)
-        seeder = Seeder(
-            cast(psycopg.Connection[Any], raw.driver_connection),
-            random_seed=secrets.randbits(32) if random_seed is None else random_seed,
-            today=today,
-            zone=vade.zone,
-            again=companies is not None,
-        )
-        with progress_bar("Seeding", total=wanted) as progress:
-            while seeder.added["companies"] < wanted and not stop.is_set():
-                if not seeder.add(min(wanted - seeder.added["companies"], COMPANIES_PER_TRANSACTION)):
-                    break
-                progress.update(progress.task_ids[0], completed=seeder.added["companies"])
-        if seeder.added["companies"] >= WORTH_ANALYZING and not stop.is_set():
-            seeder.analyze()
-    if seeder.added:
-        Console().print(_table(seeder, time.monotonic() - started_s))
-    if stop.is_set():
-        click.echo(f"Interrupted: {seeder.added['companies']} of {wanted} companies were added.")
-        raise click.exceptions.Exit(INTERRUPTED)
-    if not seeder.added:
-        click.echo(
-            "Nothing was added: the demo company is here. To add N companies: flask seed --companies N"
-        )
+    added: Counter[str] = Counter()
+    random_seed = secrets.randbits(32) if random_seed is None else random_seed
+    with _signals_heard() as signals:
+        try:
+            with closing(db.engine.raw_connection()) as raw:
+                with Session(db.engine) as session:
+                    today = business_date(vade.clock.read(session).business, vade.zone)
+                connection = cast(psycopg.Connection[Any], raw.driver_connection)
+                seeder = Seeder(connection, random_seed, today, vade.zone, added)
+                seeder.run(wanted, again=companies is not None, signals=signals)
+        except (psycopg.Error, DBAPIError) as error:
+            reason = f"The database fails: {first_line(error)}"
+            raise click.ClickException(f"{reason}; {added['companies']} companies were added.") from error
+    if added:
+        Console().print(_table(added, random_seed, time.monotonic() - started_s))
+    if signals:
+        click.echo(f"Interrupted: {added['companies']} of {wanted} companies were added.")
+        raise click.exceptions.Exit(128 + signals[0])
+    if not added:
+        click.echo("Nothing was added: the demo company is here. For N more: flask seed --companies N")
     click.echo(f"Log in as {DEMO_EMAIL} with the password {DEMO_PASSWORD}, which all seeded companies have.")
+
+
+@contextmanager
+def _signals_heard() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that work ends between two transactions."""
+    heard: list[int] = []
+    former = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield heard
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @dataclass(slots=True)
@@ -131,9 +130,7 @@ class Seeder:
     random_seed: int
     today: date
     zone: ZoneInfo
-    again: bool
-    """Whether to add companies to a database that was seeded before."""
-    added: Counter[str] = field(default_factory=Counter)
+    added: Counter[str]
     names: Names = field(init=False)
     password_hash: str = field(init=False)
 
@@ -142,13 +139,30 @@ class Seeder:
         # Slow on purpose, so that all share one.
         self.password_hash = generate_password_hash(DEMO_PASSWORD)
 
-    def add(self, size: int) -> bool:
-        """Add ``size`` companies in one transaction, the demo company first; return whether any were."""
+    def run(self, wanted: int, *, again: bool, signals: Sequence[int]) -> None:
+        """Add companies until all that are wanted are there or a signal was heard.
+
+        Unless ``again``, a database that has the demo company stays as it is.
+        """
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Seeding", total=wanted)
+            while (missing := wanted - self.added["companies"]) and not signals:
+                if not self._add(min(missing, COMPANIES_PER_TRANSACTION), again=again):
+                    return
+                progress.update(task, completed=self.added["companies"])
+        if self.added["companies"] >= WORTH_ANALYZING and not signals:
+            with self.connection.transaction():
+                self.connection.execute("ANALYZE companies, logins, company_packages, company_payments")
+
+    def _add(self, size: int, *, again: bool) -> bool:
+        """Add companies in one transaction, first the demo company if absent; return whether any were."""
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [SEED_LOCK])
             cursor.execute("SELECT FROM logins WHERE email = %s", [DEMO_EMAIL])
             with_demo = cursor.fetchone() is None
-            if not with_demo and not self.again:
+            if not with_demo and not again:
                 return False
             packages_added, packages = _offer_packages(cursor)
             ((last_id,),) = cursor.execute("SELECT coalesce(max(id), 0) FROM companies").fetchall()
@@ -164,18 +178,9 @@ class Seeder:
         self.added.update(OUTCOMES[row.status] for story in stories for row in story.payments)
         return True
 
-    def analyze(self) -> None:
-        """Let the planner know how much there is now."""
-        with self.connection.transaction():
-            self.connection.execute("ANALYZE companies, logins, company_packages, company_payments")
-
     def _write(self, cursor: psycopg.Cursor[Any], stories: Sequence[FakeStory]) -> None:
         companies = [story.company for story in stories]
-        taken = [
-            (story.company.id, story.company_package, story.payments)
-            for story in stories
-            if story.company_package
-        ]
+        taken = [(s.company.id, s.company_package, s.payments) for s in stories if s.company_package]
         ids = _new_ids(cursor, "company_packages", len(taken))
         _copy(cursor, "companies", FakeCompany._fields, companies)
         _copy(
@@ -236,10 +241,10 @@ def _copy(
             copy.write_row(row)
 
 
-def _table(seeder: Seeder, seconds: float) -> Table:
+def _table(added: Counter[str], random_seed: int, seconds: float) -> Table:
     table = Table("Added", show_header=True)
     table.add_column(f"in {seconds:.1f} s", justify="right")
     for label in ("packages", "companies", *Kind, *OUTCOMES.values()):
-        table.add_row(f"  {label}" if label in set(Kind) else label, f"{seeder.added[label]:,}")
-    table.add_row("random seed", str(seeder.random_seed))
+        table.add_row(f"  {label}" if label in set(Kind) else label, f"{added[label]:,}")
+    table.add_row("random seed", str(random_seed))
     return table

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import flask_migrate
 import psycopg
@@ -20,6 +21,7 @@ import embedded
 from billing.clock import Clock
 from config import PROJECT_DIR, Settings
 from models import db
+from tests.api import DescribedClient
 from tests.world import CALLBACK_SECRET, World
 from wsgi import create_app
 
@@ -46,7 +48,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def template(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a migrated, empty database, from which the others are copied."""
+    """The URL of a migrated, empty database from which the others are copied, so nobody stays in it."""
     with new_database(server_url, prefix="vade_template") as url:
         app = create_app(settings_for(url, tmp_path_factory.mktemp("template")))
         with app.app_context():
@@ -64,8 +66,17 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shared_app(template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    app = create_app(settings_for(template, tmp_path_factory.mktemp("shared")))
+def shared_url(server_url: str, template: str) -> Iterator[str]:
+    """The URL of a migrated, empty database for tests that roll back."""
+    name = conninfo_to_dict(template)["dbname"]
+    with new_database(server_url, prefix="vade_shared", template=str(name)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_app(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    app = create_app(settings_for(shared_url, tmp_path_factory.mktemp("shared")))
+    app.test_client_class = DescribedClient
     yield app
     with app.app_context():
         db.engine.dispose()
@@ -78,15 +89,16 @@ def app(shared_app: Flask) -> Iterator[Flask]:
     shared_app.extensions["vade"] = replace(former, clock=Clock(NOW))
     with shared_app.app_context():
         engine = db.engine
+        engines = cast(dict[str | None, Any], db.engines)
         with engine.connect() as connection, connection.begin() as transaction:
-            db.engines[None] = connection  # type: ignore[assignment]
+            engines[None] = connection
             db.session.configure(join_transaction_mode="create_savepoint")
             try:
                 yield shared_app
             finally:
                 db.session.remove()
                 transaction.rollback()
-                db.engines[None] = engine
+                engines[None] = engine
     shared_app.extensions["vade"] = former
 
 
@@ -110,6 +122,7 @@ def world(app: Flask) -> World:
 def committed(database_url: str, tmp_path: Path) -> Iterator[World]:
     """The same on a database of the test's own, where sessions can race."""
     app = create_app(settings_for(database_url, tmp_path))
+    app.test_client_class = DescribedClient
     app.extensions["vade"] = replace(app.extensions["vade"], clock=Clock(NOW))
     with app.app_context():
         yield World(app)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
@@ -59,12 +59,21 @@ def test_an_explicit_number_is_always_added(database_url: str, tmp_path: Path) -
         assert len(world["companies"]) == len(world["logins"]) == total
         assert len(world["packages"]) == 6
         assert [row["email"] for row in world["logins"]].count(DEMO_EMAIL) == 1
+        numbers = [row["email"].rpartition("-")[2] for row in world["companies"]]
         ids = [row["id"] for row in world["company_payments"]]
+        assert len(set(numbers)) == len(numbers)
         assert len(set(ids)) == len(ids)
 
 
 def test_two_seeds_at_once_add_both_their_companies(database_url: str, tmp_path: Path) -> None:
-    both = [start(database_url, tmp_path, "--companies", "40", "--random-seed", "1") for _ in range(2)]
+    waiting = (
+        "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+        "WHERE d.datname = current_database() AND NOT l.granted"
+    )
+    with psycopg.connect(database_url) as connection:
+        connection.execute("LOCK TABLE logins")
+        both = [start(database_url, tmp_path, "--companies", "40", "--random-seed", "1") for _ in range(2)]
+        wait_for(lambda: connection.execute(waiting).rowcount == 2)
 
     for process in both:
         output, _ = process.communicate(timeout=60)
@@ -140,9 +149,7 @@ def test_a_price_of_nothing_leaves_no_payments(database_url: str, tmp_path: Path
 
 def test_ctrl_c_keeps_what_was_committed_and_says_how_many(database_url: str, tmp_path: Path) -> None:
     process = start(database_url, tmp_path, "--companies", "1000000")
-    deadline = time.monotonic() + 60
-    while not count(database_url) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: count(database_url) > 0)
 
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -150,6 +157,15 @@ def test_ctrl_c_keeps_what_was_committed_and_says_how_many(database_url: str, tm
     assert process.returncode == 130, output
     assert f"Interrupted: {count(database_url)} of 1000000 companies were added." in output
     assert_books_are_in_order(database_url, now=datetime.now(UTC))
+
+
+def test_a_database_that_fails_gets_a_sentence(server_url: str, tmp_path: Path) -> None:
+    with new_database(server_url, prefix="vade_test") as without_schema:
+        output = seed(without_schema, tmp_path, exit_code=1)
+
+    assert output == (
+        'Error: The database fails: relation "logins" does not exist; 0 companies were added.\n'
+    )
 
 
 @pytest.mark.parametrize("now", [FIRST_INSTANT, LAST_SECOND])
@@ -162,6 +178,8 @@ def test_the_books_are_in_order_and_nothing_is_left_to_collect(
     assert_books_are_in_order(database_url, now=now)
     # The world is one in which each of the rules checked can be broken.
     assert any(row["period_end"] == TODAY for row in world["company_payments"])
+    prices = {row["price_minor"] for row in world["packages"]}
+    assert {row["amount_minor"] for row in world["company_payments"]} - prices
     assert any(row["passivated_at"] for row in world["companies"])
     assert any(row["status"] == 0 and not row["passivated_at"] for row in world["companies"])
     assert {row["attempt"] for row in world["company_payments"] if row["status"]} == {1, 2, 3}
@@ -279,6 +297,13 @@ def start(url: str, instance: Path, *arguments: str, **settings: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
 
 
 def everything(url: str) -> dict[str, list[dict[str, Any]]]:

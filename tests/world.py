@@ -52,7 +52,7 @@ class LedgerGateway:
         if verdict is GatewayUnavailable:
             raise GatewayUnavailable("down")
         if not isinstance(verdict, bool):
-            answer: ChargeResult = verdict(request)  # type: ignore[operator,assignment]
+            answer: ChargeResult = verdict(request)  # type: ignore[assignment]
             return answer
         reference = hashlib.sha256(request.idempotency_key.encode()).hexdigest()
         answer = ChargeResult(verdict, reference, None if verdict else "insufficient_funds")
