@@ -65,3 +65,20 @@ $(STAMP): requirements/dev.txt $(BIN)/python
 # Missing, or a link to a Python that is gone.
 $(BIN)/python:
 	@rm -f $(STAMP)
+
+NODE_STAMP := node_modules/.complete
+.PHONY: lint-docker newman
+check: lint-docker newman
+
+lint-docker: setup $(NODE_STAMP) ## Check Dockerfile and docker-compose.yml
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/node node_modules/.bin/dclint --max-warnings 0 docker-compose.yml
+
+newman: setup $(NODE_STAMP) ## Walk the API with the Postman collection, on a database of its own
+	@$(BIN)/python -m postman.run
+
+# Fails where package-lock.json does not fit package.json.
+$(NODE_STAMP): package.json package-lock.json .npmrc $(STAMP)
+	@echo "Installing newman and dclint (once) ..."
+	@$(BIN)/npm ci --loglevel=error >/dev/null
+	@touch $@
