@@ -82,3 +82,14 @@ $(NODE_STAMP): package.json package-lock.json .npmrc $(STAMP)
 	@echo "Installing newman and dclint (once) ..."
 	@$(BIN)/npm ci --loglevel=error >/dev/null
 	@touch $@
+
+.PHONY: stale bench
+check: stale
+
+stale: setup ## Check that what is made from the code is as the code makes it
+	@fresh=$$(mktemp) && trap 'rm -f "$$fresh"' EXIT && \
+	$(MAKE) --no-print-directory --silent schema SCHEMA="$$fresh" && \
+	cmp -s docs/schema.sql "$$fresh" || { echo "docs/schema.sql is stale: run make schema." >&2; exit 1; }
+
+bench: setup ## Measure collection, its limit, memory and the API (some minutes)
+	@$(BIN)/python -m bench

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import click
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -27,6 +29,9 @@ PROJECT_DIR = Path(__file__).resolve().parent
 
 MINIMUM_SECRET_BYTES = 32
 """HMAC-SHA256 wants a key at least as long as its output (RFC 7518 §3.2)."""
+
+YEARS = range(1970, 3000)
+"""The years that an instant may be of: periods that follow it still have dates."""
 
 AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET"})
 """Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE."""
@@ -62,6 +67,8 @@ def parse_instant(text: str) -> datetime:
         instant = None
     if instant is None or instant.tzinfo is None or "T" not in text.upper():
         raise ValueError(f"{text!r} is not an RFC 3339 instant such as 2026-01-31T00:00:00Z")
+    if instant.year not in YEARS:
+        raise ValueError(f"{text!r} is outside the years {YEARS.start} to {YEARS.stop - 1}")
     return instant.astimezone(UTC)
 
 
@@ -134,7 +141,14 @@ class Settings(BaseModel):
         if not separator or scheme.split("+")[0] not in {"postgres", "postgresql"}:
             shown = scheme if separator and scheme.isascii() and len(scheme) < 30 else "this"
             raise ValueError(f"Vade runs on PostgreSQL only: a postgresql:// URL is wanted, not {shown}")
-        return f"postgresql://{rest}"
+        url = f"postgresql://{rest}"
+        try:
+            conninfo_to_dict(url)
+        except ProgrammingError as error:
+            # What follows the colon is a part of the URL, perhaps of its password.
+            reason = str(error).partition(': "')[0].strip()
+            raise ValueError(f"it cannot be read: {reason}") from None
+        return url
 
     @field_validator("callback_url")
     @classmethod

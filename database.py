@@ -50,4 +50,6 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "pool_pre_ping": True,
         "pool_size": 10,
         "max_overflow": 10,
+        # An error's text goes to the log, where e-mails, hashes and secrets have no business.
+        "hide_parameters": True,
     }

@@ -3,14 +3,18 @@
 import sys
 from pathlib import Path
 
+from billing.gateways import load_gateway
 from config import ConfigError, Settings
 
 try:
+    # What each worker would refuse is refused here once: gunicorn prints tracebacks, one per worker.
     _settings = Settings.from_env()
+    load_gateway(_settings.payment_gateway)
 except ConfigError as error:
-    # gunicorn would print a traceback and go on to the next attempt.
     error.show()
     sys.exit(error.exit_code)
+except ValueError as error:
+    sys.exit(f"Error: PAYMENT_GATEWAY: {error}.")
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     # Ctrl-C while the rest is imported ends this at once, without a traceback. launch() takes over.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 import psycopg
@@ -70,16 +71,24 @@ def launch() -> NoReturn:
 
 
 def supervise() -> None:
-    """Run supervisord in the foreground, with three habits changed.
+    """Run supervisord in the foreground, with some habits changed.
 
     A hang-up (the terminal is closed) stops it, where it would start everything anew; a program that it gives
-    up is named on the terminal; and it writes no pid file.
+    up is named on the terminal; the programs start at once; it writes no pid file; and its output may be
+    another user's terminal or a socket.
     """
-    from supervisor import events, supervisord  # type: ignore[import-untyped] # noqa: PLC0415
+    from supervisor import events, loggers, supervisord  # type: ignore[import-untyped] # noqa: PLC0415
 
     def say(event: Any) -> None:
-        name = event.process.config.name
-        click.echo(f"Vade: {name} does not stay up and is not started again. It says why above.", err=True)
+        name, reason = event.process.config.name, event.process.spawnerr
+        with contextlib.suppress(OSError):
+            click.echo(f"Vade: {name} does not stay up and is not started again: {reason}.", err=True)
+
+    def open_anew(path: str, mode: str) -> IO[bytes]:
+        # Under su and sudo, /dev/fd/1 is another's and cannot be opened; what is open already can be used.
+        if path.startswith("/dev/fd/"):
+            return os.fdopen(os.dup(int(path.removeprefix("/dev/fd/"))), "wb")
+        return Path(path).open(mode)
 
     class Options(supervisord.ServerOptions):  # type: ignore[misc]
         def setsignals(self) -> None:
@@ -87,8 +96,6 @@ def supervise() -> None:
             signal.signal(signal.SIGHUP, self.hang_up)
 
         def hang_up(self, *_: object) -> None:
-            # Its log would die of a terminal that is gone, and leave the programs alone in the world.
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for good
             self.signal_receiver.receive(signal.SIGTERM, None)
 
         def write_pidfile(self) -> None:
@@ -97,9 +104,17 @@ def supervise() -> None:
     class Supervisor(supervisord.Supervisor):  # type: ignore[misc]
         def runforever(self) -> None:
             events.subscribe(events.ProcessStateFatalEvent, say)
+            # Its loop would wait a second first, and a Ctrl-C in that second would start and kill at once,
+            # which loses the signal in a child not yet past its exec.
+            for group in sorted(self.process_groups.values()):
+                group.transition()
             super().runforever()
 
     os.environ.setdefault("EMBEDDED_POSTGRES", "false")
+    loggers.open = open_anew
+    # A terminal that was closed, a pipe whose reader has gone: what cannot be said is lost. It would die of
+    # that, and leave its programs alone in the world.
+    loggers.Handler.handleError = lambda _handler: None
     supervisord.ServerOptions, supervisord.Supervisor = Options, Supervisor
     as_root = ["--user", "root"] if os.getuid() == 0 else []
     supervisord.main(["--configuration", str(PROJECT_DIR / "supervisord.conf"), "--nodaemon", *as_root])
@@ -115,7 +130,9 @@ def wait(command: list[str]) -> NoReturn:
             break
         except psycopg.OperationalError:
             time.sleep(0.1)
-    os.execvp(command[0], command)  # noqa: S606
+    # To gunicorn, which reads WEB_CONCURRENCY too, an empty variable is not one that is not set.
+    env = {name: value for name, value in os.environ.items() if value}
+    os.execvpe(command[0], command, env)  # noqa: S606
 
 
 def _end(number: int, _frame: object) -> NoReturn:
@@ -175,7 +192,11 @@ def _flask(*arguments: str, env: dict[str, str]) -> str:
         check=False,
     )
     if done.returncode:
-        raise ConfigError(f"flask {' '.join(arguments)} failed.\n{(done.stdout + done.stderr).strip()}")
+        said = (done.stdout + done.stderr).strip()
+        sentence = said.rpartition("\n")[2]
+        if sentence.startswith("Error: "):
+            raise ConfigError(sentence.removeprefix("Error: "))
+        raise ConfigError(f"flask {' '.join(arguments)} failed.\n{said}")
     return done.stdout.strip()
 
 

@@ -2,6 +2,9 @@
 
 import logging
 import logging.config
+import time
+
+from pythonjsonlogger.json import JsonFormatter
 
 from config import Settings
 
@@ -18,6 +21,14 @@ class PlainFormatter(logging.Formatter):
         fields = "".join(f" {key}={_plain(value)}" for key, value in extra.items())
         head, newline, traceback = super().format(record).partition("\n")
         return f"{head}{fields}{newline}{traceback}"
+
+
+class UtcJsonFormatter(JsonFormatter):
+    """One JSON object a line: time (RFC 3339 in UTC), level, logger, message, and the extra fields."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
 
 def _plain(value: object) -> str:
@@ -37,7 +48,7 @@ def configure(settings: Settings) -> None:
                     "datefmt": "%H:%M:%S",
                 },
                 "json": {
-                    "()": "pythonjsonlogger.json.JsonFormatter",
+                    "()": UtcJsonFormatter,
                     "format": "%(asctime)s %(levelname)s %(name)s %(message)s",
                     "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
                 },
@@ -50,8 +61,8 @@ def configure(settings: Settings) -> None:
             },
             "root": {"level": settings.log_level, "handlers": ["stderr"]},
             "loggers": {
-                # It tells of every poll, each second.
-                "apscheduler": {"level": "WARNING"},
+                # It tells of every poll, and warns of each one that finds the pass before it still going on.
+                "apscheduler": {"level": "ERROR"},
                 "alembic.runtime.plugins": {"level": "WARNING"},
                 "urllib3": {"level": "ERROR"},
             },

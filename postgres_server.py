@@ -27,11 +27,9 @@ from config import ConfigError, embedded_postgres_installed
 
 MAJOR = 18
 DATABASE = "vade"
-START_TIMEOUT_S = 300
-"""Recovery after a crash replays up to ``max_wal_size``."""
+START_TIMEOUT_S = 300  # recovery after a crash replays up to max_wal_size
 SOCKET_NAME = ".s.PGSQL.5432"
-LONGEST_SOCKET_PATH = 103
-"""In bytes: what macOS takes. Linux takes 107."""
+LONGEST_SOCKET_PATH = 103  # bytes: what macOS takes; Linux takes 107
 SERVER_SETTINGS = {
     "port": "5432",
     "listen_addresses": "",
@@ -110,6 +108,9 @@ def stop(home: Path, *, runs: Callable[[], bool]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(told), signal.SIGINT)
         time.sleep(0.02)
+    if (directory := _socket_dir(home)) != _data(home):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def address(home: Path, *, ready: bool = True) -> str | None:
@@ -144,12 +145,14 @@ def prepare(home: Path) -> list[str]:
             f"The data in {_data(home)} is of PostgreSQL {found}, and the embedded one is {MAJOR}: move it "
             "away to begin anew, or set DATABASE_URL to a server that reads it."
         )
-    # A pid file whose socket is dead is of a server that was killed. PostgreSQL looks only whether the pid is
-    # alive, and by now it may be another process's.
-    if _pid_file(home) and address(home, ready=False) is None:
-        (_data(home) / "postmaster.pid").unlink()
+    # Where no socket answers, these are of a server that was killed. PostgreSQL looks only whether the pid in
+    # them is alive, and by now it may be another process's.
+    socket_dir = _socket_dir(home)
+    if address(home, ready=False) is None:
+        for stale in (_data(home) / "postmaster.pid", socket_dir / f"{SOCKET_NAME}.lock"):
+            stale.unlink(missing_ok=True)
     settings = (f"{name}={value}" for name, value in SERVER_SETTINGS.items())
-    return ["-k", str(_socket_dir(home)), *(word for setting in settings for word in ("-c", setting))]
+    return ["-k", str(socket_dir), *(word for setting in settings for word in ("-c", setting))]
 
 
 def as_owner(home: Path, name: str, *arguments: str) -> list[str]:
@@ -180,7 +183,7 @@ def _initialise(home: Path) -> None:
     for abandoned in home.glob("postgres-new-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix="postgres-new-", dir=home))
-    _hand_over(home, draft)
+    os.chown(draft, *_owner(home))
     locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     _run(home, "initdb", "-D", str(draft), "--username=postgres", "--auth=trust", *locale)
     _run(home, "postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
@@ -214,11 +217,6 @@ def _owner(home: Path) -> tuple[int, int]:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _hand_over(home: Path, directory: Path) -> None:
-    if os.geteuid() == 0:
-        os.chown(directory, *_owner(home))
-
-
 def _socket_dir(home: Path) -> Path:
     """Return where the socket goes: beside the data, or where that path is too long, in the system's /tmp."""
     if len(os.fsencode(_data(home) / SOCKET_NAME)) <= LONGEST_SOCKET_PATH:
@@ -226,7 +224,7 @@ def _socket_dir(home: Path) -> Path:
     directory = Path(tempfile.gettempdir()) / f"vade-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-        _hand_over(home, directory)
+        os.chown(directory, *_owner(home))
     found = directory.lstat()
     # Anyone may write to the system's directory: what another user put there is not trusted.
     if found.st_mode != stat.S_IFDIR | 0o700 or found.st_uid != _owner(home)[0]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from ipaddress import ip_address
@@ -43,12 +44,19 @@ def welcome() -> None:
     console.print(
         Panel(table, title="Vade is running", subtitle="Ctrl-C stops it", expand=False, padding=(1, 3))
     )
-    if demo is None:
-        command = f"curl -s {address}/api/v1/packages"
-    else:
+    command = ["curl", "-s", f"{address}/api/v1/packages"]
+    if demo is not None:
         body = json.dumps({"email": demo[0], "password": demo[1]})
-        command = f"curl -s {address}/api/v1/login -H 'Content-Type: application/json' -d '{body}'"
-    console.print(f"Try:\n\n{command}\n", markup=False, soft_wrap=True)
+        command = [
+            "curl",
+            "-s",
+            f"{address}/api/v1/login",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            body,
+        ]
+    console.print(f"Try:\n\n{shlex.join(command)}\n", markup=False, soft_wrap=True)
 
 
 def _address(host: str, port: int) -> str:
