@@ -2,10 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import click
 from flask import Flask
@@ -13,6 +14,7 @@ from flask.cli import AppGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from billing import simulation
@@ -20,6 +22,7 @@ from billing.charging import ChargePool, GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer, Endpoint
+from billing.transactions import first_line
 from config import ConfigError, Settings, parse_instant
 from models import db
 from seed import seed_command
@@ -28,6 +31,8 @@ from web.context import Vade, vade
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it: 128 + SIGINT."""
+
+P = ParamSpec("P")
 
 
 def register(app: Flask) -> None:
@@ -84,6 +89,21 @@ class Instant(click.ParamType[datetime]):
             self.fail(str(error), param, ctx)
 
 
+def in_sentences(command: Callable[P, None]) -> Callable[P, None]:
+    """Let a command end with a sentence where the database or the gateway fails it."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (OperationalError, ProgrammingError) as error:
+            raise click.ClickException(f"The database fails: {first_line(error)}.") from error
+        except GatewayHangsError as error:
+            raise click.ClickException(f"{error}.") from error
+
+    return run
+
+
 billing = AppGroup("billing", help="Collect what is due, or watch how it would go.")
 callbacks = AppGroup("callbacks", help="Deliver what the callbacks' recipients are to hear.")
 operator = AppGroup("operator", help="Operators: who may create packages and act for companies.")
@@ -91,6 +111,7 @@ operator = AppGroup("operator", help="Operators: who may create packages and act
 
 @billing.command("run")
 @click.option("--as-of", type=Instant(), help="Hold the business clock at this instant (RFC 3339).")
+@in_sentences
 def run_command(as_of: datetime | None) -> None:
     """Collect everything that is due in one whole pass."""
     clock = Clock(as_of) if as_of is not None else vade().clock
@@ -108,10 +129,7 @@ def run_command(as_of: datetime | None) -> None:
             def show(result: PassResult) -> None:
                 progress.update(task, completed=result.attempts + result.free, total=result.queued or None)
 
-            try:
-                result = collector.run_pass(on_batch=show)
-            except GatewayHangsError as error:
-                raise click.ClickException(f"{error}.") from error
+            result = collector.run_pass(on_batch=show)
     click.echo(
         f"queued {result.queued}, charged {result.charged}, declined {result.declined}, "
         f"passive {result.passive}, failed {result.failed}"
@@ -122,6 +140,7 @@ def run_command(as_of: datetime | None) -> None:
 
 @billing.command("simulate")
 @click.option("--days", type=click.IntRange(1, 36_500), required=True, help="How many days to go forward.")
+@in_sentences
 def simulate_command(days: int) -> None:
     """Move business time forward day by day and really collect.
 
@@ -141,11 +160,13 @@ def simulate_command(days: int) -> None:
                 progress.update(progress.task_ids[0], advance=1, description=day.date.isoformat())
     Console().print(_days_table(finished))
     if stop.is_set():
-        click.echo(f"Interrupted after {len(finished)} of {days} days; the next call goes on from there.")
+        completed = sum(day.completed for day in finished)
+        click.echo(f"Interrupted after {completed} of {days} days; the next call goes on from there.")
         raise click.exceptions.Exit(INTERRUPTED)
 
 
 @callbacks.command("deliver")
+@in_sentences
 def deliver_command() -> None:
     """Send every callback that is due, once."""
     with stopped_by_signals() as stop:
@@ -168,9 +189,15 @@ def token_command(days: int) -> None:
 def stopped_by_signals() -> Iterator[threading.Event]:
     """Give an event that SIGINT and SIGTERM set, so that work ends in order instead of in the middle."""
     stop = threading.Event()
-    former = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def hear(*_: object) -> None:
+        # Told twice is told once; and setting an event in the middle of setting it would block for ever.
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        stop.set()
+
+    former = {number: signal.signal(number, hear) for number in numbers}
     try:
         yield stop
     finally:

@@ -5,12 +5,13 @@ When to do what; the rules are in `billing`.
 
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
+import time
 from datetime import datetime
-from typing import Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
@@ -18,11 +19,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+import embedded
 from billing import heartbeats
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
-from billing.collection import Collector
+from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer
+from billing.transactions import first_line
 from cli import make_collector, make_deliverer
 from config import ConfigError
 from models import db
@@ -34,7 +37,13 @@ logger = logging.getLogger("worker")
 HEARTBEAT_S = 5
 SWEEP_S = 60
 IDLE_LINE_S = 60
-"""A pass that found nothing to do is told at level INFO this often, and else at DEBUG."""
+"""In development, a pass that found nothing to do is told at level INFO this often, and else at DEBUG."""
+
+STOP_S = 9.5
+"""The longest that the worker takes to end once it is told to, whatever does not answer."""
+
+CUT_OFF = 1
+"""Exit status when it took longer: what is leased is taken up again when the leases run out."""
 
 GATEWAY_HANGS = 3
 """Exit status when too many threads hang in the gateway: supervisord starts the worker anew."""
@@ -46,14 +55,17 @@ class Worker:
     def __init__(self, app: Flask) -> None:
         self.stop = threading.Event()
         self.exit_status = 0
-        self._app = app
+        # A signal may come at any moment, also while an event is being set, which would then block for ever.
+        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._idle_line_at: float | None = None
+        self._started_at: datetime | None = None
+        self._idle_line_s: float | None = None
         with app.app_context():
             self._engine = db.engine
             self._collector: Collector = make_collector(vade(), stop=self.stop)
             self._deliverer: Deliverer = make_deliverer(vade().settings, stop=self.stop)
             self._poll_s = vade().settings.worker_poll_s
+            self._every_pass = vade().settings.production
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then finish the batch; return the exit status.
@@ -64,7 +76,7 @@ class Worker:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             # Told twice is told once: Ctrl-C reaches the whole group, and supervisord tells it again.
-            signal.signal(number, lambda *_: self.stop.set())
+            signal.signal(number, lambda *_: self._told.put(None))
         scheduler = BackgroundScheduler(
             timezone="UTC", job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         )
@@ -77,32 +89,37 @@ class Worker:
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
         logger.info("worker started", extra={"worker": self._name})
-        self.stop.wait()
-        scheduler.shutdown(wait=True)
-        self._leave()
+        self._told.get()
+        self.stop.set()
+        logger.info("worker stops", extra={"worker": self._name})
+        end = threading.Thread(target=self._end, args=[scheduler], name="end", daemon=True)
+        end.start()
+        end.join(STOP_S)
+        if end.is_alive():
+            logger.error("worker cut off: something does not answer", extra={"worker": self._name})
+            return CUT_OFF
         logger.info("worker stopped", extra={"worker": self._name})
         return self.exit_status
+
+    def _end(self, scheduler: BackgroundScheduler) -> None:
+        scheduler.shutdown(wait=True)
+        self._leave()
 
     def collect(self) -> None:
         """Run one pass of collection and log it in one line."""
         if self.stop.is_set():
             return
+        result = PassResult()
         try:
-            result = self._collector.run_pass()
+            self._collector.run_pass(result)
         except GatewayHangsError as error:
             logger.critical("%s: the worker ends, to be started anew", error)
             self.exit_status = GATEWAY_HANGS
-            self.stop.set()
-            return
+            self._told.put(None)
         except (SQLAlchemyError, ConfigError) as error:
             _log_database_error("the pass was broken off", error)
-            return
-        figures: dict[str, Any] = {
-            name: getattr(result, name)
-            for name in ("queued", "charged", "declined", "passive", "failed", "seconds", "oldest_job_age_s")
-        }
-        busy = result.queued or result.attempts or result.failed or result.free
-        logger.log(logging.INFO if busy or self._idle_line_due() else logging.DEBUG, "pass", extra=figures)
+        finally:
+            self._log(result)
 
     def deliver(self) -> None:
         """Send the callbacks that are due."""
@@ -128,7 +145,9 @@ class Worker:
         """Say that this worker is alive; `/readyz` tells when it was last heard."""
         try:
             with Session(self._engine) as session:
-                heartbeats.beat(session, self._name, now=Clock().read(session).real)
+                now = Clock().read(session).real
+                self._started_at = self._started_at or now
+                heartbeats.beat(session, self._name, started_at=self._started_at, now=now)
                 session.commit()
         except (SQLAlchemyError, ConfigError) as error:
             _log_database_error("no heartbeat", error)
@@ -150,27 +169,48 @@ class Worker:
         except (SQLAlchemyError, ConfigError) as error:
             _log_database_error("no farewell", error)
 
+    def _log(self, result: PassResult) -> None:
+        names = ("queued", "charged", "declined", "passive", "failed", "seconds", "oldest_job_age_s")
+        busy = result.queued or result.attempts or result.failed or result.free
+        told = self._every_pass or busy or self._idle_line_due()
+        logger.log(
+            logging.INFO if told else logging.DEBUG,
+            "pass",
+            extra={name: getattr(result, name) for name in names},
+        )
+
     def _idle_line_due(self) -> bool:
-        now = datetime.now().astimezone().timestamp()
-        if self._idle_line_at is not None and now < self._idle_line_at + IDLE_LINE_S:
+        now_s = time.monotonic()
+        if self._idle_line_s is not None and now_s < self._idle_line_s + IDLE_LINE_S:
             return False
-        self._idle_line_at = now
+        self._idle_line_s = now_s
         return True
 
 
 def _log_database_error(what: str, error: Exception) -> None:
     """Log in one line: the next poll tries again, and a database that is away says so every second."""
-    cause = getattr(error, "orig", None) or error
-    logger.error("%s: %s", what, str(cause).splitlines()[0])
+    logger.error("%s: %s", what, first_line(error))
+
+
+def _check_database(app: Flask) -> None:
+    """Raise `ConfigError` for a database that Vade cannot run on; one that is away is waited for."""
+    try:
+        with app.app_context(), db.engine.connect():
+            pass
+    except SQLAlchemyError as error:
+        logger.warning("the database does not answer yet: %s", first_line(error))
 
 
 def main() -> None:
     """Run the worker as a process of its own."""
     try:
         app = create_app()
+        _check_database(app)
     except ConfigError as error:
         sys.exit(f"Error: {error.format_message()}")
     status = Worker(app).run()
+    if status != CUT_OFF:
+        embedded.leave()
     # A thread that hangs in a gateway or an endpoint must not keep the process.
     logging.shutdown()
     sys.stdout.flush()

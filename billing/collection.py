@@ -20,6 +20,7 @@ from billing.clock import Clock, Moment
 from billing.gateways import ChargeRequest, ChargeResult
 from billing.payment_queue import FIRST, Answer, Cursor, Job, Outcome, Settled
 from billing.periods import business_date
+from billing.transactions import first_line, refuses_a_row, run_in_transaction
 from models import MAXIMUM_ATTEMPTS
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,8 @@ REFUSED_PAUSE = timedelta(minutes=10)
 STOP_TIMEOUT_S = 6.0
 """What calls under way are given once the worker is told to stop; settling follows within the ten seconds."""
 
-TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014"})
-"""SQLSTATEs after which the same statement may well succeed: serialization, deadlock, lock or time out."""
-
-REFUSED = frozenset({"22", "23"})
-"""SQLSTATE classes with which the database refuses a row: its data, or a constraint."""
-
-SETTLE_TRIES = 5
+OUTAGES_LOGGED = 10
+"""How many jobs of a batch are named in the log when the gateway gives them no answer."""
 
 
 @dataclass(slots=True)
@@ -88,7 +84,9 @@ class Collector:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it, and the pass starts no new charge, settles what was answered and releases the rest."""
 
-    def run_pass(self, *, on_batch: Callable[[PassResult], None] = lambda _: None) -> PassResult:
+    def run_pass(
+        self, result: PassResult | None = None, *, on_batch: Callable[[PassResult], None] = lambda _: None
+    ) -> PassResult:
         """Collect all that is due and return what was done (DESIGN.md, "The payment queue").
 
         1. Queue every period that has ended.
@@ -96,55 +94,69 @@ class Collector:
         3. Where a period rolled over and the next has ended too, begin again.
 
         A job is asked at most once in a pass: what was leased since it began is left alone. ``on_batch`` is
-        told the running total. Raises `charging.GatewayHangsError` after a batch in which too many calls
-        hung.
+        told the running total, which is kept in ``result``, also where the pass is broken off.
+
+        Raises:
+            charging.GatewayHangsError: after a batch in which too many calls hung.
+            sqlalchemy.exc.DBAPIError: when the database fails; what was claimed is taken up again, under
+                the same keys, when its leases run out.
         """
         started_s = time.monotonic()
-        result = PassResult()
-        began = self._read()
-        again = True
-        while again and not self.stop.is_set():
-            again = False
-            self._enqueue_all(result, on_batch)
-            while not self.stop.is_set() and (claimed := self._claim(free_since=began.real)):
-                moment, jobs = claimed
-                answers = self._charge(jobs, result)
-                self._settle(answers, moment, result)
-                today = business_date(moment.business, self.zone)
-                again = again or any(a.outcome and a.job.next_period().end_date <= today for a in answers)
-                on_batch(result)
-                self.pool.check()
-        result.seconds = time.monotonic() - started_s
-        result.oldest_job_age_s = self._oldest_age_s()
+        result = PassResult() if result is None else result
+        try:
+            began = run_in_transaction(self.engine, self.clock.read)
+            again = True
+            while again and not self.stop.is_set():
+                self._enqueue_all(result, on_batch)
+                again = self._collect_queued(result, on_batch, free_since=began.real)
+            result.oldest_job_age_s = self._oldest_age_s()
+        finally:
+            result.seconds = time.monotonic() - started_s
         return result
 
-    def _read(self) -> Moment:
-        with Session(self.engine) as session:
-            return self.clock.read(session)
+    def _collect_queued(
+        self, result: PassResult, on_batch: Callable[[PassResult], None], *, free_since: datetime
+    ) -> bool:
+        """Collect batch after batch; return whether a period that rolled over has ended once more."""
+        ended_again = False
+        while not self.stop.is_set() and (claimed := self._claim(free_since=free_since)):
+            moment, jobs = claimed
+            replies = self._charge(jobs)
+            self._settle(replies.answers, moment, result)
+            self._give_back(replies, result)
+            today = business_date(moment.business, self.zone)
+            rolled = (answer.job for answer in replies.answers if answer.outcome is not Outcome.DECLINED)
+            ended_again = ended_again or any(job.next_period().end_date <= today for job in rolled)
+            on_batch(result)
+            self.pool.check()
+        return ended_again
 
     def _enqueue_all(self, result: PassResult, on_batch: Callable[[PassResult], None]) -> None:
-        after: Cursor | None = FIRST
-        while after is not None and not self.stop.is_set():
-            with Session(self.engine) as session:
-                moment = self.clock.read(session)
-                number, after = payment_queue.enqueue(
-                    session, moment, zone=self.zone, size=self.batch_size, after=after
-                )
-                session.commit()
+        def enqueue(session: Session) -> tuple[int, Cursor | None]:
+            moment = self.clock.read(session)
+            return payment_queue.enqueue(session, moment, zone=self.zone, size=self.batch_size, after=after)
+
+        after = FIRST
+        while not self.stop.is_set():
+            number, last = run_in_transaction(self.engine, enqueue)
             result.queued += number
             on_batch(result)
+            if last is None:
+                return
+            after = last
 
     def _claim(self, *, free_since: datetime) -> tuple[Moment, list[Job]] | None:
-        with Session(self.engine) as session:
+        def claim(session: Session) -> tuple[Moment, list[Job]]:
             moment = self.clock.read(session)
-            jobs = payment_queue.claim(
+            return moment, payment_queue.claim(
                 session, moment, size=self.batch_size, lease=self.lease, free_since=free_since
             )
-            session.commit()
+
+        moment, jobs = run_in_transaction(self.engine, claim)
         return (moment, jobs) if jobs else None
 
-    def _charge(self, jobs: list[Job], result: PassResult) -> list[Answer]:
-        """Return what the gateway answered; let outages rest, and release what was not sent."""
+    def _charge(self, jobs: list[Job]) -> "_Replies":
+        """Return what the gateway made of some jobs. No transaction is open meanwhile."""
         payable = [job for job in jobs if job.amount_minor > 0]
         replies = self.pool.charge(
             [_request(job) for job in payable],
@@ -152,89 +164,90 @@ class Collector:
             stop_timeout_s=STOP_TIMEOUT_S,
             every=_Renewal(self, jobs),
         )
-        answers = [Answer(job, Outcome.FREE) for job in jobs if job.amount_minor == 0]
-        outages: list[Job] = []
-        unsent: list[Job] = []
-        reason = ""
+        sorted_ = _Replies([Answer(job, Outcome.FREE) for job in jobs if job.amount_minor == 0])
         for job in payable:
             reply = replies.get(str(job.idempotency_key))
             if reply is None:
-                unsent.append(job)
+                sorted_.unsent.append(job)
             elif isinstance(reply, ChargeResult):
                 outcome = Outcome.CHARGED if reply.succeeded else Outcome.DECLINED
-                answers.append(Answer(job, outcome, reply.reference, reply.decline_code))
+                sorted_.answers.append(Answer(job, outcome, reply.reference, reply.decline_code))
             else:
-                outages.append(job)
-                reason = reason or str(reply)
-        if outages or unsent:
-            with Session(self.engine) as session:
-                real = self.clock.read(session).real
-                payment_queue.rest(session, [(job, _pause(job)) for job in outages], real=real)
-                payment_queue.release(session, unsent, real=real)
-                session.commit()
-        if outages:
-            result.failed += len(outages)
-            logger.warning("the gateway gave no answer", extra={"jobs": len(outages), "reason": reason})
-        return answers
+                sorted_.outages[job] = str(reply)
+        return sorted_
+
+    def _give_back(self, replies: "_Replies", result: PassResult) -> None:
+        """Let outages rest, and release what was not sent; all keep their keys."""
+        if not replies.outages and not replies.unsent:
+            return
+
+        def give_back(session: Session) -> None:
+            real = self.clock.read(session).real
+            payment_queue.rest(session, [(job, _pause(job)) for job in replies.outages], real=real)
+            payment_queue.release(session, replies.unsent, real=real)
+
+        run_in_transaction(self.engine, give_back)
+        result.failed += len(replies.outages)
+        for job, reason in list(replies.outages.items())[:OUTAGES_LOGGED]:
+            logger.warning("the gateway gave no answer: %s", reason, extra=_names(job))
+        if len(replies.outages) > OUTAGES_LOGGED:
+            logger.warning("the gateway gave no answer", extra={"jobs": len(replies.outages)})
 
     def _settle(self, answers: Sequence[Answer], moment: Moment, result: PassResult) -> None:
         """Settle in one transaction; where the database refuses a row, halve until it stands alone."""
         if not answers:
             return
-        for try_ in range(1, SETTLE_TRIES + 1):
-            try:
-                with Session(self.engine) as session:
-                    settled = payment_queue.settle(
-                        session,
-                        answers,
-                        attempted_at=moment.business,
-                        real=self.clock.read(session).real,
-                        by_platform=self.by_platform,
-                    )
-                    session.commit()
-            except DBAPIError as error:
-                sqlstate = getattr(error.orig, "sqlstate", None) or ""
-                if sqlstate in TRANSIENT and try_ < SETTLE_TRIES:
-                    time.sleep(random.uniform(0, 0.05 * try_))  # noqa: S311 - jitter, no secret
-                    continue
-                if sqlstate[:2] not in REFUSED:
-                    raise
-                refusal = error
-                break
-            else:
-                result.add(settled)
+
+        def settle(session: Session) -> list[Settled]:
+            return payment_queue.settle(
+                session,
+                answers,
+                attempted_at=moment.business,
+                real=self.clock.read(session).real,
+                by_platform=self.by_platform,
+            )
+
+        try:
+            result.add(run_in_transaction(self.engine, settle))
+        except DBAPIError as refusal:
+            if not refuses_a_row(refusal):
+                raise
+            if len(answers) == 1:
+                self._put_aside(answers[0], refusal, result)
                 return
-        if len(answers) == 1:
-            self._put_aside(answers[0], refusal, result)
-            return
-        middle = len(answers) // 2
-        self._settle(answers[:middle], moment, result)
-        self._settle(answers[middle:], moment, result)
+            middle = len(answers) // 2
+            self._settle(answers[:middle], moment, result)
+            self._settle(answers[middle:], moment, result)
 
     def _put_aside(self, answer: Answer, refusal: DBAPIError, result: PassResult) -> None:
-        result.failed += 1
-        with Session(self.engine) as session:
+        def put_aside(session: Session) -> None:
             real = self.clock.read(session).real
             payment_queue.rest(session, [(answer.job, REFUSED_PAUSE)], real=real)
-            session.commit()
+
+        run_in_transaction(self.engine, put_aside)
+        result.failed += 1
         logger.error(
             "the database refuses a settlement: %s",
-            str(refusal.orig).splitlines()[0],
-            extra={
-                "company_id": answer.job.company_id,
-                "company_package_id": answer.job.company_package_id,
-                "period_start": answer.job.period_start.isoformat(),
-                "idempotency_key": str(answer.job.idempotency_key),
-                "outcome": answer.outcome.name,
-                "reference": answer.reference,
-            },
+            first_line(refusal),
+            extra=_names(answer.job) | {"outcome": answer.outcome.name, "reference": answer.reference},
         )
 
     def _oldest_age_s(self) -> float | None:
-        with Session(self.engine) as session:
+        def oldest_age(session: Session) -> float | None:
             now = self.clock.read(session).business
             oldest = payment_queue.oldest_due(session, now)
-        return None if oldest is None else (now - oldest).total_seconds()
+            return None if oldest is None else (now - oldest).total_seconds()
+
+        return run_in_transaction(self.engine, oldest_age)
+
+
+@dataclass(slots=True)
+class _Replies:
+    """What became of a batch: answered, without an answer and why, and not sent at all."""
+
+    answers: list[Answer]
+    outages: dict[Job, str] = field(default_factory=dict)
+    unsent: list[Job] = field(default_factory=list)
 
 
 class _Renewal:
@@ -251,13 +264,14 @@ class _Renewal:
             return
         self._due_s = time.monotonic() + self._interval_s
         try:
-            with Session(self._collector.engine) as session:
-                until = self._collector.clock.read(session).real + self._collector.lease
-                payment_queue.renew(session, self._jobs, leased_until=until)
-                session.commit()
-        except DBAPIError as error:
+            run_in_transaction(self._collector.engine, self._renew)
+        except Exception as error:  # noqa: BLE001 - whatever keeps the database away
             # The batch goes on: should its leases run out, the fence and the keys keep it harmless.
-            logger.warning("leases could not be renewed: %s", str(error.orig).splitlines()[0])
+            logger.warning("leases could not be renewed: %s", first_line(error))
+
+    def _renew(self, session: Session) -> None:
+        until = self._collector.clock.read(session).real + self._collector.lease
+        payment_queue.renew(session, self._jobs, leased_until=until)
 
 
 def _request(job: Job) -> ChargeRequest:
@@ -268,6 +282,17 @@ def _request(job: Job) -> ChargeRequest:
         currency=job.currency,
         description=f"{job.package_name}, {job.period_start} to {job.period_end}",
     )
+
+
+def _names(job: Job) -> dict[str, object]:
+    """Return what a log line says of a job."""
+    return {
+        "company_id": job.company_id,
+        "company_package_id": job.company_package_id,
+        "period_start": job.period_start.isoformat(),
+        "attempt": job.attempt,
+        "idempotency_key": str(job.idempotency_key),
+    }
 
 
 def _pause(job: Job) -> timedelta:

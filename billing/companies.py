@@ -2,10 +2,10 @@
 
 import base64
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import update
@@ -19,6 +19,11 @@ from billing.periods import billing_day_of
 from models import Company, Login, Status
 
 UNIQUE_VIOLATION = "23505"
+
+HASH_METHOD = "scrypt:32768:8:1"
+
+NOBODYS_HASH = f"{HASH_METHOD}${'0' * 16}${'0' * 128}"
+"""A hash that no password fits, and that takes as long to compare with as a real one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,8 @@ def is_unique_violation(error: IntegrityError) -> bool:
 
 
 def email_key(email: str) -> str:
-    """Return the e-mail as ``logins`` knows it: e-mails are compared without case."""
-    return email.lower()
+    """Return the e-mail as ``logins`` knows it: compared without case, and however an é is composed."""
+    return unicodedata.normalize("NFC", email.lower())
 
 
 def register(
@@ -62,7 +67,7 @@ def register(
         registered_at=now,
     )
     # Slow on purpose, and done before the transaction begins.
-    password_hash = generate_password_hash(registration.password)
+    password_hash = generate_password_hash(registration.password, HASH_METHOD)
     session.add(company)
     session.flush()
     session.add(
@@ -89,7 +94,7 @@ def check_login(session: Session, *, email: str, password: str) -> int:
     login = session.get(Login, email_key(email))
     # Nothing is held while the password is hashed, which is slow on purpose.
     session.commit()
-    known = check_password_hash(login.password_hash if login else _nobodys_hash(), password)
+    known = check_password_hash(login.password_hash if login else NOBODYS_HASH, password)
     if login is None or not known:
         raise CredentialsError
     return login.company_id
@@ -157,9 +162,3 @@ def change(
 def new_secret() -> str:
     """Return a fresh Standard Webhooks secret of 32 random bytes."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-@cache
-def _nobodys_hash() -> str:
-    """Return a hash that no password fits, made as costly as a real one."""
-    return generate_password_hash(secrets.token_urlsafe(32))

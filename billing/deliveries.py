@@ -12,16 +12,19 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import requests
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
 from billing.callbacks import PLATFORM
 from billing.clock import Clock
+from billing.connections import TimeLimitedAdapter, time_limit
 from billing.endpoints import PublicOnlyAdapter
+from billing.transactions import run_in_transaction
 from models import CallbackStatus
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,10 @@ SCHEDULE_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 CONNECT_TIMEOUT_S = 3.05
 READ_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 8.0
+"""What one message may take in all, from connecting to the answer's headers."""
+STOP_TIMEOUT_S = 8.5
+"""What messages under way are given once the worker is told to stop: all but a name that is not found."""
 THREADS = 16
 CLAIM_SIZE = 128
 LEASE = timedelta(seconds=120)
@@ -136,21 +143,23 @@ class Deliverer:
         """
         started_s = time.monotonic()
         result = DeliveryResult()
-        with Session(self.engine) as session:
-            began = Clock().read(session).real
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks") as pool:
+        began = run_in_transaction(self.engine, Clock().read).real
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks")
+        try:
             while not self.stop.is_set() and (claimed := self._claim(began)):
                 self._deliver(claimed, pool, result)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         result.seconds = time.monotonic() - started_s
         return result
 
     def _claim(self, began: datetime) -> tuple[datetime, list[Message]] | None:
-        with Session(self.engine) as session:
+        def claim(session: Session) -> tuple[datetime, Sequence[Row[Any]]]:
             real = Clock().read(session).real
-            rows = session.execute(
-                _CLAIM, {"free_since": began, "leased_until": real + LEASE, "size": CLAIM_SIZE}
-            ).all()
-            session.commit()
+            values = {"free_since": began, "leased_until": real + LEASE, "size": CLAIM_SIZE}
+            return real, session.execute(_CLAIM, values).all()
+
+        real, rows = run_in_transaction(self.engine, claim)
         messages = []
         for row in rows:
             endpoint = self.platform
@@ -165,54 +174,64 @@ class Deliverer:
         real, messages = claimed
         # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
         zero_s = time.monotonic()
-        open_: dict[Future[Attempt], Message] = {
+        open_: dict[Future[Attempt | None], Message] = {
             pool.submit(self._send, message, real, zero_s): message for message in messages
         }
-        while open_:
+        give_up_s: float | None = None
+        while open_ and (give_up_s is None or time.monotonic() < give_up_s):
             done, _ = wait(open_, timeout=0.5)
-            if self.stop.is_set():
-                unsent = [message for future, message in open_.items() if future.cancel()]
-                self._release(unsent)
-                done |= {future for future in open_ if future.cancelled()}
-            attempts = [future.result() for future in done if not future.cancelled()]
-            self._record(attempts, result)
+            if self.stop.is_set() and give_up_s is None:
+                give_up_s = time.monotonic() + STOP_TIMEOUT_S
+            attempts = {future: future.result() for future in done}
+            self._record([attempt for attempt in attempts.values() if attempt is not None], result)
+            self._release([open_[future] for future, attempt in attempts.items() if attempt is None])
             for future in done:
-                open_.pop(future, None)
+                del open_[future]
 
-    def _send(self, message: Message, real: datetime, zero_s: float) -> Attempt:
+    def _send(self, message: Message, real: datetime, zero_s: float) -> Attempt | None:
+        """Send a message, or return None where nothing is to be begun any more."""
+        if self.stop.is_set():
+            return None
         if message.endpoint is None:
             return Attempt(message, error="the endpoint is gone")
         sent_at = real + timedelta(seconds=time.monotonic() - zero_s)
-        signature = Webhook(message.endpoint.secret).sign(str(message.id), sent_at, message.body)
         try:
-            with self._session().post(
-                message.endpoint.url,
-                data=message.body.encode(),
-                headers={
-                    "content-type": "application/json",
-                    "user-agent": "Vade",
-                    "webhook-id": str(message.id),
-                    "webhook-timestamp": str(int(sent_at.timestamp())),
-                    "webhook-signature": signature,
-                },
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                allow_redirects=False,
-                # The answer's body is not read: its status says all.
-                stream=True,
-            ) as response:
+            with time_limit(SEND_TIMEOUT_S), self._post(message, message.endpoint, sent_at) as response:
                 return Attempt(message, status_code=response.status_code)
         except (requests.RequestException, ValueError, OSError) as error:
             # ValueError: a URL that urllib3 cannot take, although it was one when it was saved.
             return Attempt(message, error=type(error).__name__)
+        except Exception as error:
+            # One message never stops the others.
+            logger.exception("a callback cannot be sent", extra={"webhook_id": str(message.id)})
+            return Attempt(message, error=type(error).__name__)
+
+    def _post(self, message: Message, endpoint: Endpoint, sent_at: datetime) -> requests.Response:
+        id_ = str(message.id)
+        return self._session().post(
+            endpoint.url,
+            data=message.body.encode(),
+            headers={
+                "content-type": "application/json",
+                "user-agent": "Vade",
+                "webhook-id": id_,
+                "webhook-timestamp": str(int(sent_at.timestamp())),
+                "webhook-signature": Webhook(endpoint.secret).sign(id_, sent_at, message.body),
+            },
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            allow_redirects=False,
+            # The answer's body is not read: its status says all.
+            stream=True,
+        )
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             session = requests.Session()
             # Proxies and credentials of the machine's environment are not for callbacks.
             session.trust_env = False
-            if not self.allow_private:
-                session.mount("http://", PublicOnlyAdapter())
-                session.mount("https://", PublicOnlyAdapter())
+            adapter = TimeLimitedAdapter() if self.allow_private else PublicOnlyAdapter()
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
             self._local.session = session
         found: requests.Session = self._local.session
         return found
@@ -220,7 +239,8 @@ class Deliverer:
     def _record(self, attempts: Sequence[Attempt], result: DeliveryResult) -> None:
         if not attempts:
             return
-        with Session(self.engine) as session:
+
+        def record(session: Session) -> list[CallbackStatus]:
             real = Clock().read(session).real
             verdicts = [_verdict(attempt, real) for attempt in attempts]
             session.execute(
@@ -234,8 +254,9 @@ class Deliverer:
                     "errors": [attempt.error for attempt in attempts],
                 },
             )
-            session.commit()
-        for attempt, (status, _) in zip(attempts, verdicts, strict=True):
+            return [status for status, _ in verdicts]
+
+        for attempt, status in zip(attempts, run_in_transaction(self.engine, record), strict=True):
             result.add(status)
             if status is CallbackStatus.EXHAUSTED:
                 logger.error(
@@ -244,9 +265,11 @@ class Deliverer:
                 )
 
     def _release(self, messages: Sequence[Message]) -> None:
-        with Session(self.engine) as session:
+        def release(session: Session) -> None:
             session.execute(_RELEASE, _keys(messages) | {"real": Clock().read(session).real})
-            session.commit()
+
+        if messages:
+            run_in_transaction(self.engine, release)
 
 
 def _verdict(attempt: Attempt, real: datetime) -> tuple[CallbackStatus, datetime | None]:

@@ -3,14 +3,17 @@
 import ipaddress
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
+from pydantic import HttpUrl
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+from billing.connections import TimeLimited
+
+_CARRY_IPV4 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
+"""IPv6 networks whose last 32 bits are an IPv4 address: NAT64, and the old IPv4-compatible addresses."""
 
 
 def refusal(url: str, *, allow_private: bool) -> str | None:
@@ -19,20 +22,20 @@ def refusal(url: str, *, allow_private: bool) -> str | None:
     A name is not resolved here: what counts is where it leads when a message is sent.
     """
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        # It reads a host as browsers do: 0x7f.1 and full-width １２７.0.0.1 are 127.0.0.1.
+        parts = HttpUrl(url)
     except ValueError:
-        return "This is not a URL."
-    if parts.scheme not in {"http", "https"} or not host or port == 0:
         return "An http or https URL is wanted."
+    if parts.port == 0:
+        return "There is no port 0."
     if parts.username is not None or parts.password is not None:
         return "The URL must not carry credentials."
+    host = (parts.host or "").strip("[]").removesuffix(".")
     try:
-        literal = ipaddress.ip_address(host)
+        public = is_public(ipaddress.ip_address(host))
     except ValueError:
-        private_name = host == "localhost" or host.endswith(".localhost")
-        return "This address is not public." if private_name and not allow_private else None
-    return None if allow_private or is_public(literal) else "This address is not public."
+        public = host != "localhost" and not host.endswith(".localhost")
+    return None if public or allow_private else "This address is not public."
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -40,7 +43,7 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     inner: ipaddress.IPv4Address | None = None
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and any(address in network for network in _CARRY_IPV4):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.is_global and not address.is_multicast if inner is None else is_public(inner)
 
@@ -65,11 +68,11 @@ class _PublicOnly:
         return connected
 
 
-class _PublicHTTPConnection(_PublicOnly, HTTPConnection):
+class _PublicHTTPConnection(_PublicOnly, TimeLimited, HTTPConnection):
     """HTTP to public addresses only."""
 
 
-class _PublicHTTPSConnection(_PublicOnly, HTTPSConnection):
+class _PublicHTTPSConnection(_PublicOnly, TimeLimited, HTTPSConnection):
     """HTTPS to public addresses only; the certificate is checked for the name, not the address."""
 
 
@@ -82,7 +85,7 @@ class _PublicHTTPSPool(HTTPSConnectionPool):
 
 
 class PublicOnlyAdapter(HTTPAdapter):
-    """A transport for `requests` that reaches public addresses only."""
+    """A transport for `requests` that reaches public addresses only, and keeps to its `time_limit`."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pools of connections that check where they lead."""

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 STALE_AFTER_S = 30.0
 
 _BEAT = text("""
-INSERT INTO worker_heartbeats (worker, started_at, beat_at) VALUES (:worker, :now, :now)
-ON CONFLICT (worker) DO UPDATE SET beat_at = excluded.beat_at
+INSERT INTO worker_heartbeats (worker, started_at, beat_at) VALUES (:worker, :started_at, :now)
+ON CONFLICT (worker) DO UPDATE SET started_at = excluded.started_at, beat_at = excluded.beat_at
 """)
 _FORGET_OLD = text(
     "DELETE FROM worker_heartbeats WHERE beat_at < CAST(:now AS timestamptz) - interval '1 day'"
@@ -34,9 +34,12 @@ class Heartbeat:
         return self.age_s > STALE_AFTER_S
 
 
-def beat(session: Session, worker: str, *, now: datetime) -> None:
-    """Say that a worker is alive at ``now`` (real time); forget those not seen for a day."""
-    session.execute(_BEAT, {"worker": worker, "now": now})
+def beat(session: Session, worker: str, *, started_at: datetime, now: datetime) -> None:
+    """Say that a worker is alive at ``now`` (real time); forget those not seen for a day.
+
+    A worker that was killed may leave its name to the next one, which says with it when it started.
+    """
+    session.execute(_BEAT, {"worker": worker, "started_at": started_at, "now": now})
     session.execute(_FORGET_OLD, {"now": now})
 
 

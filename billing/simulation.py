@@ -24,17 +24,19 @@ ON CONFLICT (key) DO UPDATE SET value = excluded.value
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One simulated day and what its pass did."""
+    """One simulated day and what its pass did; where that was stopped, the day is to be repeated."""
 
     date: date
     result: PassResult
+    completed: bool
 
 
 def run(collector: Collector, *, days: int) -> Iterator[Day]:
     """Simulate some days after the present, or after the last simulated day; yield each as it is done.
 
     Where it stands is kept in the database with each day, so it goes on after an interruption. A day that
-    was interrupted is not yielded and is repeated; what it collected stays collected.
+    is stopped half-way is the last one: what it collected stays collected, and the next call repeats it.
+    Raises `charging.GatewayHangsError` as `Collector.run_pass` does.
     """
     with Session(collector.engine) as session:
         now = collector.clock.read(session).business
@@ -42,12 +44,14 @@ def run(collector: Collector, *, days: int) -> Iterator[Day]:
     for _ in range(days):
         instant += DAY
         result = replace(collector, clock=Clock(instant)).run_pass()
-        if collector.stop.is_set():
+        completed = not collector.stop.is_set()
+        if completed:
+            with Session(collector.engine) as session:
+                session.execute(_REMEMBER, {"key": SETTING, "instant": instant_text(instant)})
+                session.commit()
+        yield Day(business_date(instant, collector.zone), result, completed)
+        if not completed:
             return
-        with Session(collector.engine) as session:
-            session.execute(_REMEMBER, {"key": SETTING, "instant": instant_text(instant)})
-            session.commit()
-        yield Day(business_date(instant, collector.zone), result)
 
 
 def _stands(session: Session) -> datetime | None:

@@ -11,7 +11,7 @@ from billing.endpoints import refusal
 from web.access import Access, company_id, open_to
 from web.context import transaction, vade
 from web.openapi import tag
-from web.schemas import BodyModel, ChangedCompanyAnswer, CompanyAnswer, Text, Url
+from web.schemas import LEFT_OUT, BodyModel, ChangedCompanyAnswer, CompanyAnswer, Text, Url
 
 blueprint = APIBlueprint(
     "companies", __name__, url_prefix="/api/v1/companies", abp_tags=[tag("Companies", "The company itself.")]
@@ -21,11 +21,11 @@ blueprint = APIBlueprint(
 class CompanyChanges(BodyModel):
     """The fields to change; `callback_url` may be null, which ends this company's own callbacks."""
 
-    site_url: Url = ""
-    name: Text = ""
-    lastname: Text = ""
-    company_name: Text = ""
-    callback_url: Url | None = None
+    site_url: Url = LEFT_OUT
+    name: Text = LEFT_OUT
+    lastname: Text = LEFT_OUT
+    company_name: Text = LEFT_OUT
+    callback_url: Url | None = LEFT_OUT
 
     @field_validator("callback_url")
     @classmethod

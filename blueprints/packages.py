@@ -12,14 +12,15 @@ from web.context import transaction
 from web.openapi import problems, tag
 from web.paging import PageQuery, page, read_cursor
 from web.schemas import (
+    LEFT_OUT,
     BodyModel,
     Currency,
+    NewStatus,
     PackageAnswer,
     PackageList,
     PackagePath,
     PeriodName,
     PriceMinor,
-    Status,
     Text,
 )
 
@@ -42,9 +43,9 @@ class NewPackage(BodyModel):
 class PackageChanges(BodyModel):
     """The fields to change; a package with status 0 cannot be newly taken."""
 
-    name: Text = ""
-    price_minor: PriceMinor = 0
-    status: Status = 1
+    name: Text = LEFT_OUT
+    price_minor: PriceMinor = LEFT_OUT
+    status: NewStatus = LEFT_OUT
 
 
 @blueprint.get("", summary="List packages", responses={200: PackageList})

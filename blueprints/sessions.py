@@ -11,7 +11,7 @@ from web import limits
 from web.access import Access, company_id, company_tokens, open_to
 from web.context import transaction, vade
 from web.openapi import problems, tag
-from web.schemas import BodyModel, Email, Password, SessionAnswer, Text, Url
+from web.schemas import BodyModel, Email, GivenPassword, NewPassword, SessionAnswer, Text, Url
 
 blueprint = APIBlueprint(
     "sessions",
@@ -29,14 +29,14 @@ class RegisterBody(BodyModel):
     lastname: Text
     company_name: Text
     email: Email
-    password: Password
+    password: NewPassword
 
 
 class LoginBody(BodyModel):
     """The e-mail, in any case, and the password."""
 
     email: Email
-    password: Password
+    password: GivenPassword
 
 
 @blueprint.post(

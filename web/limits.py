@@ -1,5 +1,6 @@
 """Rate limits, counted in the database so that all API processes count together."""
 
+import math
 import time
 from typing import Any
 
@@ -96,4 +97,5 @@ def _count(item: RateLimitItemPerMinute, who: str) -> None:
         return
     if not _limiter.hit(item, who):
         reset_s, _ = _limiter.get_window_stats(item, who)
-        raise RateLimitError(max(1, round(reset_s - time.time())))
+        # Kept within the window, should this machine's clock not agree with the database's.
+        raise RateLimitError(min(item.get_expiry(), max(1, math.ceil(reset_s - time.time()))))

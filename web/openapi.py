@@ -6,10 +6,10 @@ from typing import Any
 from flask import Flask, current_app
 from flask_openapi3 import Info, OpenAPI, Tag
 from flask_openapi3.models import Schema
-
 from pydantic import BaseModel
 
 from web.access import Access, access_of, takes_body
+from web.bodies import StrictJSON
 from web.problems import MEDIA_TYPE, from_validation_error
 from web.schemas import Problem, ValidationProblem
 
@@ -45,6 +45,7 @@ def make_api(name: str) -> OpenAPI:
         doc_ui=False,
         static_folder=None,
     )
+    app.json = StrictJSON(app)
     # The routes of blueprints come with their own models; the errors are the same everywhere.
     app.components_schemas["Problem"] = _schema(Problem)
     return app
@@ -91,13 +92,16 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
             view = views[path, method]
             who = access_of(view)
             answers = operation["responses"]
+            # The library writes the lines of a docstring as HTML; descriptions are CommonMark.
+            text = operation["description"].replace("<br/>", "\n")
             statuses = [500, 503]
             if who is Access.PUBLIC:
                 operation["security"] = []
             else:
                 operation["security"] = [{BEARER: []}]
-                operation["description"] = f"{operation.get('description', '')}\n\nFor {who}.".strip()
+                text += f"\n\nFor {who}."
                 statuses += [401, 403]
+            operation["description"] = text
             if takes_body(view):
                 statuses += [400, 413, 415]
             for status in statuses:

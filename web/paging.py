@@ -8,7 +8,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from pydantic import Field
 
 from billing.errors import InvalidFieldError
-from web.schemas import Number, QueryModel
+from web.schemas import FROM_TEXT, QueryModel
 
 DEFAULT_LIMIT = 20
 MAXIMUM_LIMIT = 100
@@ -17,7 +17,7 @@ MAXIMUM_LIMIT = 100
 class PageQuery(QueryModel):
     """Which page of a list is wanted."""
 
-    limit: Annotated[Number, Field(ge=1, le=MAXIMUM_LIMIT)] = Field(
+    limit: Annotated[int, Field(ge=1, le=MAXIMUM_LIMIT), FROM_TEXT] = Field(
         DEFAULT_LIMIT, description="How many entries a page has at most."
     )
     cursor: Annotated[str, Field(max_length=512)] | None = Field(

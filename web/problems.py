@@ -3,10 +3,11 @@
 import logging
 import re
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask, Response, json
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
@@ -15,6 +16,9 @@ from billing.errors import InvalidFieldError, RateLimitError, VadeError
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+MAXIMUM_ERRORS = 100
+"""A body of thousands of unknown fields is not answered with a document ten times as large."""
 
 
 def problem(status: int, *, slug: str, title: str, detail: str, **members: Any) -> Response:
@@ -42,23 +46,26 @@ def from_validation_error(error: ValidationError) -> Response:
     return validation_problem(
         [
             {"pointer": _pointer(entry["loc"]), "detail": _sentence(entry["type"], entry["msg"])}
-            for entry in error.errors(include_url=False, include_input=False)
+            for entry in error.errors(include_url=False, include_input=False)[:MAXIMUM_ERRORS]
         ]
     )
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
     """Return a JSON pointer as a URI fragment (RFC 6901 §6)."""
-    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in location)
+    steps = (quote(str(step).replace("~", "~0").replace("/", "~1"), safe="") for step in location)
     return "#" + "".join(f"/{step}" for step in steps)
 
 
+_SENTENCES = {
+    "missing": "This field is missing.",
+    "extra_forbidden": "This field is unknown.",
+    "string_unicode": "This is not Unicode text: half a surrogate pair stands alone.",
+}
+
+
 def _sentence(kind: str, message: str) -> str:
-    if kind == "missing":
-        return "This field is missing."
-    if kind == "extra_forbidden":
-        return "This field is unknown."
-    return message.removeprefix("Value error, ").rstrip(".") + "."
+    return _SENTENCES.get(kind) or message.removeprefix("Value error, ").rstrip(".") + "."
 
 
 def handle_errors(app: Flask) -> None:
@@ -77,7 +84,7 @@ def handle_errors(app: Flask) -> None:
     def http_error(error: HTTPException) -> Response:
         if isinstance(error.response, Response):
             return error.response
-        title = error.name
+        title = error.name.capitalize()
         detail = "There is nothing at this address." if error.code == 404 else error.description
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower())
         response = problem(error.code or 500, slug=slug, title=title, detail=str(detail or title))
@@ -87,6 +94,7 @@ def handle_errors(app: Flask) -> None:
         return response
 
     @app.errorhandler(OperationalError)
+    @app.errorhandler(InterfaceError)
     @app.errorhandler(PoolTimeoutError)
     def database_away(error: DBAPIError | PoolTimeoutError) -> Response:
         cause = getattr(error, "orig", None) or error
@@ -95,7 +103,7 @@ def handle_errors(app: Flask) -> None:
             503,
             slug="database-unavailable",
             title="Service unavailable",
-            detail="The database does not answer: nothing was changed, try again soon.",
+            detail="The database does not answer: try again soon.",
         )
         response.headers["Retry-After"] = "5"
         return response
@@ -107,5 +115,5 @@ def handle_errors(app: Flask) -> None:
             500,
             slug="internal-error",
             title="Internal server error",
-            detail="Something went wrong on our side: nothing was changed.",
+            detail="Something went wrong on our side.",
         )

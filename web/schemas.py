@@ -1,5 +1,7 @@
 """The shapes of requests and answers: what pydantic checks, and what OpenAPI says."""
 
+import re
+import unicodedata
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -26,18 +28,30 @@ MAXIMUM_URL_LENGTH = 2048
 MAXIMUM_EMAIL_LENGTH = 254
 """RFC 5321 §4.5.3.1.3, without the angle brackets."""
 
-_HTTP_URL: TypeAdapter[Any] = TypeAdapter(HttpUrl)
+_HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
+
+# HttpUrl takes what browsers take, which is more than a URL: `http:shop.example`, `http:\\shop.example`.
+_WRITTEN_OUT = re.compile(r"https?://[^/?#\\ ]+[^\\ ]*", re.IGNORECASE)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"\[[0-9a-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?")
+
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what steers a text instead of standing in it."""
+
+_STEERS_AND_STANDS = frozenset("\n\u200c\u200d")
+"""A new line, and the joiners without which some scripts and emoji cannot be written."""
 
 
 def _storable(value: str) -> str:
-    if any(not character.isprintable() and character != "\n" for character in value):
-        raise ValueError("Control characters are not allowed")
+    for character in value:
+        if unicodedata.category(character) in _CONTROLS and character not in _STEERS_AND_STANDS:
+            raise ValueError("Control characters are not allowed")
     return value
 
 
 def _email(value: str) -> str:
     try:
-        email_validator.validate_email(value, check_deliverability=False)
+        email_validator.validate_email(value, check_deliverability=False, strict=True)
     except email_validator.EmailNotValidError:
         raise ValueError("This is not an e-mail address") from None
     return value
@@ -45,11 +59,17 @@ def _email(value: str) -> str:
 
 def _http_url(value: str) -> str:
     try:
-        _HTTP_URL.validate_python(value)
+        host = _HTTP_URL.validate_python(value).host or ""
     except ValueError:
-        raise ValueError("This is not an http or https URL") from None
-    if not value.isprintable() or " " in value:
+        host = ""
+    if not (_WRITTEN_OUT.fullmatch(value) and value.isprintable() and _HOST.fullmatch(host)):
         raise ValueError("This is not an http or https URL")
+    return value
+
+
+def _currency(value: str) -> str:
+    if not re.fullmatch("[A-Z]{3}", value):
+        raise ValueError("A currency is three capital letters, such as TRY")
     return value
 
 
@@ -62,6 +82,16 @@ def _digits(value: object) -> object:
         return sign * int(digits)
     return value
 
+
+def _whole(value: object) -> object:
+    """Refuse what only equals a whole number, as True equals 1: `Literal` would take it."""
+    if type(value) is not int:
+        raise ValueError("A whole number is wanted")
+    return value
+
+
+FROM_TEXT = BeforeValidator(_digits)
+"""Reads a number of a path or query; written last, it leaves the limits in the description."""
 
 Text = Annotated[
     str,
@@ -80,18 +110,25 @@ Email = Annotated[
     AfterValidator(_email),
     Field(json_schema_extra={"format": "email"}),
 ]
-Password = Annotated[
-    str,
-    StringConstraints(min_length=8, max_length=128),
-    AfterValidator(_storable),
-    Field(json_schema_extra={"format": "password", "writeOnly": True}),
+_SECRET = Field(json_schema_extra={"format": "password", "writeOnly": True})
+NewPassword = Annotated[
+    str, StringConstraints(min_length=8, max_length=128), AfterValidator(_storable), _SECRET
+]
+# At a login a short password is a wrong one, like any other.
+GivenPassword = Annotated[
+    str, StringConstraints(min_length=1, max_length=128), AfterValidator(_storable), _SECRET
 ]
 Id = Annotated[int, Field(ge=1, le=BIGINT_MAX)]
 PriceMinor = Annotated[int, Field(ge=0, le=MAXIMUM_PRICE_MINOR)]
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
-Number = Annotated[int, BeforeValidator(_digits)]
+Currency = Annotated[
+    str, AfterValidator(_currency), Field(json_schema_extra={"pattern": "^[A-Z]{3}$"}, examples=["TRY"])
+]
 Status = Literal[0, 1]
+NewStatus = Annotated[Status, BeforeValidator(_whole)]
 PeriodName = Literal["monthly", "yearly"]
+
+LEFT_OUT: Any = Field(default_factory=lambda: None)
+"""The default of a change that was not asked for: `exclude_unset` drops it, the description has none."""
 
 
 class BodyModel(BaseModel):
@@ -109,7 +146,7 @@ class QueryModel(BaseModel):
 class PackagePath(BaseModel):
     """A package in a path."""
 
-    id: Annotated[Number, Field(ge=1, le=BIGINT_MAX)]
+    id: Annotated[Id, FROM_TEXT]
 
 
 class SessionAnswer(BaseModel):
