@@ -47,7 +47,9 @@ def carry_settings(app: Flask, settings: Settings) -> None:
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    # An address is right or wrong; no redirects, which would answer with a page instead of a problem.
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
     try:
         gateway = load_gateway(settings.payment_gateway)
     except ValueError as error:

@@ -236,6 +236,12 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
     set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
 """)
 
+# One process queues at a time. What it queued may be lost in a crash of the database until the next claim,
+# which waits for the disk, and with itself for all that came before: it would only be queued again.
+_ALONE = text("""
+SELECT pg_advisory_xact_lock(:key), set_config('synchronous_commit', 'off', true)
+""")
+
 _OLDEST = text("SELECT min(next_attempt_at) FROM payment_jobs WHERE next_attempt_at <= :now")
 
 
@@ -247,7 +253,7 @@ def enqueue(
     Returns how many were found, and where to go on, or None where no more were. A period's job is due
     from 00:00 of its end date in ``zone``.
     """
-    session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ENQUEUE_LOCK})
+    session.execute(_ALONE, {"key": ENQUEUE_LOCK})
     session.execute(_PREFER_INDEXES)
     last = session.execute(
         _ENQUEUE,

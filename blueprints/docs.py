@@ -1,10 +1,11 @@
 """The API's description, and its interactive reference from files that come with the package: no CDN."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
 import flask_openapi3_swagger
-from flask import Blueprint, Response, render_template_string, send_from_directory
+from flask import Blueprint, Response, make_response, render_template_string, send_from_directory
 
 from web.access import Access, open_to
 from web.openapi import describe
@@ -19,12 +20,12 @@ PAGE = """<!doctype html>
 <title>Vade API</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="{{ url_for('docs.asset', name='css/swagger-ui.css') }}">
-<style>body { margin: 0 } .topbar { display: none }</style>
+<style>body { margin: 0 }</style>
 </head>
 <body>
 <div id="reference"></div>
 <script src="{{ url_for('docs.asset', name='js/swagger-ui-bundle.js') }}"></script>
-<script>
+<script nonce="{{ nonce }}">
 SwaggerUIBundle({
   url: "{{ url_for('docs.openapi') }}",
   dom_id: "#reference",
@@ -39,6 +40,12 @@ SwaggerUIBundle({
 </html>
 """
 
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'nonce-{nonce}'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""The reference's own styles are inline; its scripts are not."""
+
 blueprint = Blueprint("docs", __name__)
 
 
@@ -51,9 +58,12 @@ def openapi() -> dict[str, Any]:
 
 @blueprint.get("/docs")
 @open_to(Access.PUBLIC)
-def reference() -> str:
-    """Return the interactive reference."""
-    return render_template_string(PAGE)
+def reference() -> Response:
+    """Return the interactive reference, which may load and ask nothing but this server."""
+    nonce = secrets.token_urlsafe(16)
+    response = make_response(render_template_string(PAGE, nonce=nonce))
+    response.headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
+    return response
 
 
 @blueprint.get("/docs/assets/<path:name>")

@@ -602,6 +602,7 @@ def test_a_payments_messages_show_what_the_api_shows(client: FlaskClient, world:
     assert passivated["data"]["company"]["status"] == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_before_it_records_sends_the_same_message_again(
     database_url: str, tmp_path: Path
 ) -> None:

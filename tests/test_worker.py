@@ -90,6 +90,7 @@ def test_a_pass_logs_one_line_with_its_figures(database: Database, database_url:
     assert abs(written - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@pytest.mark.slow
 def test_the_line_tells_the_age_of_the_oldest_job(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_the_line_tells_the_age_of_the_oldest_job(
     assert age_s - 60 < line["oldest_job_age_s"] < age_s
 
 
+@pytest.mark.slow
 def test_a_development_worker_logs_plain_lines_and_idle_passes_once_a_minute(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -120,8 +122,12 @@ def test_a_development_worker_logs_plain_lines_and_idle_passes_once_a_minute(
 
 @pytest.mark.parametrize(
     "signals",
-    [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT]],
-    ids=["SIGTERM", "Ctrl-C again and again"],
+    [
+        pytest.param([signal.SIGTERM], id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(
+            [signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT], id="Ctrl-C again and again"
+        ),
+    ],
 )
 def test_told_to_stop_it_settles_what_was_answered_and_releases_the_rest(
     database: Database, database_url: str, tmp_path: Path, ledger: Ledger, signals: list[int]
@@ -152,6 +158,7 @@ def test_told_to_stop_it_settles_what_was_answered_and_releases_the_rest(
     assert program.passes()[-1]["failed"] == 0
 
 
+@pytest.mark.slow
 def test_what_a_stopped_worker_left_the_next_one_takes_up_with_its_keys(
     database: Database, database_url: str, tmp_path: Path, ledger: Ledger
 ) -> None:
@@ -207,6 +214,7 @@ def test_told_to_stop_it_ends_in_time_though_the_database_hangs(
     assert "cut off" in program.text()
 
 
+@pytest.mark.slow
 def test_a_gateway_that_hangs_beyond_the_bound_ends_the_process(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
@@ -243,19 +251,6 @@ def test_its_heartbeat_is_seen_by_readyz_until_it_leaves(
     assert told()["status"] == "unseen"
 
 
-def test_a_killed_workers_heartbeat_grows_old(
-    api: FlaskClient, database: Database, database_url: str, tmp_path: Path
-) -> None:
-    with worker(database_url, tmp_path) as program:
-        until(lambda: beats(database), what=program.text)
-        program.kill()
-
-    database.do("UPDATE worker_heartbeats SET beat_at = beat_at - interval '31 seconds'")
-
-    answer = api.get("/readyz").get_json()
-    assert (answer["status"], answer["worker"]["status"]) == ("ready", "stale")
-
-
 def charged_so_far(ledger: Ledger, number: int) -> bool:
     return len(ledger.keys()) >= number
 
@@ -267,6 +262,7 @@ def cut_connections(database: Database) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_survives_its_connections_being_cut(
     database: Database, database_url: str, tmp_path: Path, ledger: Ledger
 ) -> None:
