@@ -70,9 +70,7 @@ def main() -> None:
                 began_s = time.perf_counter()
                 for batch in batches[:10]:
                     ids = _array(batch)
-                    _run(
-                        connection, _INSERT.format(name=names[way], month=MONTHS_BEFORE + round_, ids=ids)
-                    )
+                    _run(connection, _INSERT.format(name=names[way], month=MONTHS_BEFORE + round_, ids=ids))
                 rates[way].append(10 * BATCH / (time.perf_counter() - began_s))
     table = Table("way", "rows/s", "ratio")
     for way, measured in rates.items():

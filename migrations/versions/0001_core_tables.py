@@ -232,7 +232,10 @@ def upgrade() -> None:
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
-            "leased_until", sa.DateTime(timezone=True), server_default=sa.text("'1970-01-01 00:00+00'"), nullable=False
+            "leased_until",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("'1970-01-01 00:00+00'"),
+            nullable=False,
         ),
         sa.Column("idempotency_key", sa.Uuid(), nullable=True),
         sa.Column("outages", sa.Integer(), server_default=sa.text("0"), nullable=False),
