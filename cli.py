@@ -21,7 +21,8 @@ from billing import simulation
 from billing.charging import ChargePool, GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
-from billing.deliveries import Deliverer, Endpoint
+from billing.deliveries import Deliverer
+from billing.senders import Endpoint
 from billing.transactions import first_line
 from config import ConfigError, Settings, parse_instant
 from models import db

@@ -143,11 +143,13 @@ class Settings(BaseModel):
             raise ValueError(f"Vade runs on PostgreSQL only: a postgresql:// URL is wanted, not {shown}")
         url = f"postgresql://{rest}"
         try:
-            conninfo_to_dict(url)
+            ports = str(conninfo_to_dict(url).get("port") or "").split(",")
         except ProgrammingError as error:
             # What follows the colon is a part of the URL, perhaps of its password.
             reason = str(error).partition(': "')[0].strip()
             raise ValueError(f"it cannot be read: {reason}") from None
+        if not all(port.isdecimal() for port in ports if port):
+            raise ValueError("its port is no number")
         return url
 
     @field_validator("callback_url")
@@ -202,10 +204,18 @@ class Settings(BaseModel):
         return self
 
     def signing_key(self) -> str:
-        """Return ``JWT_SECRET_KEY``, or the key kept in the instance directory, made there if absent."""
+        """Return ``JWT_SECRET_KEY``, or the key kept in the instance directory, made there if absent.
+
+        Raises:
+            ConfigError: when the directory cannot be used.
+        """
         if self.jwt_secret_key is not None:
             return self.jwt_secret_key
-        return _kept_secret(self.instance_dir / "jwt_secret_key")
+        try:
+            return _kept_secret(self.instance_dir / "jwt_secret_key")
+        except OSError as error:
+            where = error.filename or self.instance_dir
+            raise ConfigError(f"INSTANCE_DIR: {where} cannot be used: {error.strerror}.") from None
 
 
 def _kept_secret(path: Path) -> str:

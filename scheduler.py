@@ -5,7 +5,6 @@ When to do what; the rules are in `billing`.
 
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -55,8 +54,10 @@ class Worker:
     def __init__(self, app: Flask) -> None:
         self.stop = threading.Event()
         self.exit_status = 0
-        # A signal may come at any moment, also while an event is being set, which would then block for ever.
-        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # A byte arrives when the worker is told to stop. Waiting for an event or a queue would not do: Linux
+        # may give a signal to any thread, and that does not wake a main thread which waits for a lock.
+        self._told, self._tell = socket.socketpair()
+        self._tell.setblocking(False)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._started_at: datetime | None = None
         self._idle_line_s: float | None = None
@@ -76,7 +77,8 @@ class Worker:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             # Told twice is told once: Ctrl-C reaches the whole group, and supervisord tells it again.
-            signal.signal(number, lambda *_: self._told.put(None))
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._tell.fileno(), warn_on_full_buffer=False)
         scheduler = BackgroundScheduler(
             timezone="UTC", job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         )
@@ -89,7 +91,7 @@ class Worker:
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
         logger.info("worker started", extra={"worker": self._name})
-        self._told.get()
+        self._told.recv(1)
         self.stop.set()
         logger.info("worker stops", extra={"worker": self._name})
         end = threading.Thread(target=self._end, args=[scheduler], name="end", daemon=True)
@@ -115,7 +117,7 @@ class Worker:
         except GatewayHangsError as error:
             logger.critical("%s: the worker ends, to be started anew", error)
             self.exit_status = GATEWAY_HANGS
-            self._told.put(None)
+            self._tell.send(b"\0")
         except (SQLAlchemyError, ConfigError) as error:
             _log_database_error("the pass was broken off", error)
         finally:

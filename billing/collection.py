@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from billing import payment_queue
+from billing.batches import Batch, Replies
 from billing.charging import ChargePool
 from billing.clock import Clock, Moment
-from billing.gateways import ChargeRequest, ChargeResult
 from billing.payment_queue import FIRST, Answer, Cursor, Job, Outcome, Settled
 from billing.periods import business_date
 from billing.transactions import first_line, refuses_a_row, run_in_transaction
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 300
 REFUSED_PAUSE = timedelta(minutes=10)
 """How long a job rests whose settlement the database refuses: its row is poison, and the others go on."""
-
-STOP_TIMEOUT_S = 6.0
-"""What calls under way are given once the worker is told to stop; settling follows within the ten seconds."""
 
 OUTAGES_LOGGED = 10
 """How many jobs of a batch are named in the log when the gateway gives them no answer."""
@@ -121,7 +118,7 @@ class Collector:
         ended_again = False
         while not self.stop.is_set() and (claimed := self._claim(free_since=free_since)):
             moment, jobs = claimed
-            replies = self._charge(jobs)
+            replies = self._batch(jobs).charge(self.pool, self.stop)
             self._settle(replies.answers, moment, result)
             self._give_back(replies, result)
             today = business_date(moment.business, self.zone)
@@ -155,28 +152,10 @@ class Collector:
         moment, jobs = run_in_transaction(self.engine, claim)
         return (moment, jobs) if jobs else None
 
-    def _charge(self, jobs: list[Job]) -> "_Replies":
-        """Return what the gateway made of some jobs. No transaction is open meanwhile."""
-        payable = [job for job in jobs if job.amount_minor > 0]
-        replies = self.pool.charge(
-            [_request(job) for job in payable],
-            stop=self.stop,
-            stop_timeout_s=STOP_TIMEOUT_S,
-            every=_Renewal(self, jobs),
-        )
-        sorted_ = _Replies([Answer(job, Outcome.FREE) for job in jobs if job.amount_minor == 0])
-        for job in payable:
-            reply = replies.get(str(job.idempotency_key))
-            if reply is None:
-                sorted_.unsent.append(job)
-            elif isinstance(reply, ChargeResult):
-                outcome = Outcome.CHARGED if reply.succeeded else Outcome.DECLINED
-                sorted_.answers.append(Answer(job, outcome, reply.reference, reply.decline_code))
-            else:
-                sorted_.outages[job] = str(reply)
-        return sorted_
+    def _batch(self, jobs: list[Job]) -> Batch:
+        return Batch(jobs, engine=self.engine, clock=self.clock, lease=self.lease)
 
-    def _give_back(self, replies: "_Replies", result: PassResult) -> None:
+    def _give_back(self, replies: Replies, result: PassResult) -> None:
         """Let outages rest, and release what was not sent; all keep their keys."""
         if not replies.outages and not replies.unsent:
             return
@@ -239,49 +218,6 @@ class Collector:
             return None if oldest is None else (now - oldest).total_seconds()
 
         return run_in_transaction(self.engine, oldest_age)
-
-
-@dataclass(slots=True)
-class _Replies:
-    """What became of a batch: answered, without an answer and why, and not sent at all."""
-
-    answers: list[Answer]
-    outages: dict[Job, str] = field(default_factory=dict)
-    unsent: list[Job] = field(default_factory=list)
-
-
-class _Renewal:
-    """Prolongs the leases of a batch while it is being charged, a few times a lease."""
-
-    def __init__(self, collector: Collector, jobs: list[Job]) -> None:
-        self._collector = collector
-        self._jobs = jobs
-        self._interval_s = collector.lease.total_seconds() / 3
-        self._due_s = time.monotonic() + self._interval_s
-
-    def __call__(self) -> None:
-        if time.monotonic() < self._due_s:
-            return
-        self._due_s = time.monotonic() + self._interval_s
-        try:
-            run_in_transaction(self._collector.engine, self._renew)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the database away
-            # The batch goes on: should its leases run out, the fence and the keys keep it harmless.
-            logger.warning("leases could not be renewed: %s", first_line(error))
-
-    def _renew(self, session: Session) -> None:
-        until = self._collector.clock.read(session).real + self._collector.lease
-        payment_queue.renew(session, self._jobs, leased_until=until)
-
-
-def _request(job: Job) -> ChargeRequest:
-    return ChargeRequest(
-        idempotency_key=str(job.idempotency_key),
-        company_id=job.company_id,
-        amount_minor=job.amount_minor,
-        currency=job.currency,
-        description=f"{job.package_name}, {job.period_start} to {job.period_end}",
-    )
 
 
 def _names(job: Job) -> dict[str, object]:

@@ -13,17 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
-import requests
 from sqlalchemy import Engine, Row, text
 from sqlalchemy.orm import Session
-from standardwebhooks import Webhook
 
 from billing.callbacks import PLATFORM
 from billing.clock import Clock
-from billing.connections import TimeLimitedAdapter, time_limit
-from billing.endpoints import PublicOnlyAdapter
+from billing.senders import Attempt, Endpoint, Message, Sender
 from billing.transactions import run_in_transaction
 from models import CallbackStatus
 
@@ -32,10 +28,6 @@ logger = logging.getLogger(__name__)
 SCHEDULE_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Seconds from each failed attempt to the next; after the last one the message is exhausted."""
 
-CONNECT_TIMEOUT_S = 3.05
-READ_TIMEOUT_S = 5.0
-SEND_TIMEOUT_S = 8.0
-"""What one message may take in all, from connecting to the answer's headers."""
 STOP_TIMEOUT_S = 8.5
 """What messages under way are given once the worker is told to stop: all but a name that is not found."""
 THREADS = 16
@@ -73,40 +65,6 @@ WHERE cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where messages go, and the secret that signs them."""
-
-    url: str
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A claimed callback; ``endpoint`` is None where its recipient has none any more."""
-
-    company_id: int
-    id: UUID
-    type: str
-    body: str
-    attempts: int
-    endpoint: Endpoint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came back: a status code, or an error where there was no answer."""
-
-    message: Message
-    status_code: int | None = None
-    error: str | None = None
-
-    @property
-    def succeeded(self) -> bool:
-        """Any 2xx is a success; a redirect is not followed, and is none."""
-        return self.status_code is not None and 200 <= self.status_code < 300
-
-
 @dataclass(slots=True)
 class DeliveryResult:
     """What one pass over the due callbacks did."""
@@ -131,7 +89,6 @@ class Deliverer:
     platform: Endpoint | None
     allow_private: bool
     stop: threading.Event = field(default_factory=threading.Event)
-    _local: threading.local = field(default_factory=threading.local)
 
     def run_pass(self) -> DeliveryResult:
         """Send every message that is due, each at most once, and return what came of it.
@@ -144,10 +101,11 @@ class Deliverer:
         started_s = time.monotonic()
         result = DeliveryResult()
         began = run_in_transaction(self.engine, Clock().read).real
+        sender = Sender(allow_private=self.allow_private)
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks")
         try:
             while not self.stop.is_set() and (claimed := self._claim(began)):
-                self._deliver(claimed, pool, result)
+                self._deliver(claimed, sender, pool, result)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         result.seconds = time.monotonic() - started_s
@@ -169,13 +127,17 @@ class Deliverer:
         return (real, messages) if messages else None
 
     def _deliver(
-        self, claimed: tuple[datetime, list[Message]], pool: ThreadPoolExecutor, result: DeliveryResult
+        self,
+        claimed: tuple[datetime, list[Message]],
+        sender: Sender,
+        pool: ThreadPoolExecutor,
+        result: DeliveryResult,
     ) -> None:
         real, messages = claimed
         # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
         zero_s = time.monotonic()
         open_: dict[Future[Attempt | None], Message] = {
-            pool.submit(self._send, message, real, zero_s): message for message in messages
+            pool.submit(self._send, sender, message, real, zero_s): message for message in messages
         }
         give_up_s: float | None = None
         while open_ and (give_up_s is None or time.monotonic() < give_up_s):
@@ -188,53 +150,11 @@ class Deliverer:
             for future in done:
                 del open_[future]
 
-    def _send(self, message: Message, real: datetime, zero_s: float) -> Attempt | None:
+    def _send(self, sender: Sender, message: Message, real: datetime, zero_s: float) -> Attempt | None:
         """Send a message, or return None where nothing is to be begun any more."""
         if self.stop.is_set():
             return None
-        if message.endpoint is None:
-            return Attempt(message, error="the endpoint is gone")
-        sent_at = real + timedelta(seconds=time.monotonic() - zero_s)
-        try:
-            with time_limit(SEND_TIMEOUT_S), self._post(message, message.endpoint, sent_at) as response:
-                return Attempt(message, status_code=response.status_code)
-        except (requests.RequestException, ValueError, OSError) as error:
-            # ValueError: a URL that urllib3 cannot take, although it was one when it was saved.
-            return Attempt(message, error=type(error).__name__)
-        except Exception as error:
-            # One message never stops the others.
-            logger.exception("a callback cannot be sent", extra={"webhook_id": str(message.id)})
-            return Attempt(message, error=type(error).__name__)
-
-    def _post(self, message: Message, endpoint: Endpoint, sent_at: datetime) -> requests.Response:
-        id_ = str(message.id)
-        return self._session().post(
-            endpoint.url,
-            data=message.body.encode(),
-            headers={
-                "content-type": "application/json",
-                "user-agent": "Vade",
-                "webhook-id": id_,
-                "webhook-timestamp": str(int(sent_at.timestamp())),
-                "webhook-signature": Webhook(endpoint.secret).sign(id_, sent_at, message.body),
-            },
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            allow_redirects=False,
-            # The answer's body is not read: its status says all.
-            stream=True,
-        )
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):
-            session = requests.Session()
-            # Proxies and credentials of the machine's environment are not for callbacks.
-            session.trust_env = False
-            adapter = TimeLimitedAdapter() if self.allow_private else PublicOnlyAdapter()
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
-            self._local.session = session
-        found: requests.Session = self._local.session
-        return found
+        return sender.send(message, sent_at=real + timedelta(seconds=time.monotonic() - zero_s))
 
     def _record(self, attempts: Sequence[Attempt], result: DeliveryResult) -> None:
         if not attempts:

@@ -5,13 +5,17 @@ They keep their books outside of Vade, in a directory that several processes sha
 
 import hashlib
 import json
+import logging
 import os
+import signal
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from billing.gateways import ChargeRequest, ChargeResult, GatewayUnavailable
+
+logger = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +122,18 @@ class ForgetfulGateway(SlowGateway):
         return entry.answer
 
 
-class HangingGateway:
-    """Never comes back."""
+class StoppingGateway(AlwaysCharges):
+    """Charges, and lets SIGTERM arrive in the thread in which it was called."""
 
     def charge(self, request: ChargeRequest) -> ChargeResult:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        return super().charge(request)
+
+
+class HangingGateway:
+    """Says that it was called, and never comes back."""
+
+    def charge(self, request: ChargeRequest) -> ChargeResult:
+        logger.warning("called")
         threading.Event().wait()
         raise AssertionError(request)

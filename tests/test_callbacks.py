@@ -16,9 +16,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text, update
 from standardwebhooks import WebhookVerificationError
 
-from billing import deliveries
-from billing.deliveries import SCHEDULE_S, Deliverer, DeliveryResult, Endpoint
+from billing import senders
+from billing.deliveries import SCHEDULE_S, Deliverer, DeliveryResult
 from billing.documents import instant_text
+from billing.senders import Endpoint
 from cli import make_deliverer
 from config import Settings
 from models import Callback, Company, db
@@ -270,7 +271,7 @@ def test_an_endpoint_that_cannot_be_reached_is_tried_again(world: World, url: st
 def test_an_endpoint_that_does_not_answer_in_time_is_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(senders, "READ_TIMEOUT_S", 0.1)
     waiting = threading.Event()
 
     def hang(_: Received, __: BaseHTTPRequestHandler) -> None:
@@ -292,7 +293,7 @@ def test_an_endpoint_that_does_not_answer_in_time_is_tried_again(
 def test_an_endpoint_that_answers_a_byte_at_a_time_is_cut_off(
     world: World, monkeypatch: pytest.MonkeyPatch, beginning: bytes, status: str
 ) -> None:
-    monkeypatch.setattr(deliveries, "SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(senders, "SEND_TIMEOUT_S", 0.2)
     over = threading.Event()
 
     def drip(_: Received, handler: BaseHTTPRequestHandler) -> None:
@@ -306,14 +307,14 @@ def test_an_endpoint_that_answers_a_byte_at_a_time_is_cut_off(
         result = deliver(endpoint)
         over.set()
 
-    assert 0.5 <= result.seconds < 5
+    assert 0.2 <= result.seconds < 5
     assert only(world).status == status
 
 
 def test_an_endpoint_that_shakes_hands_a_byte_at_a_time_is_cut_off(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(senders, "SEND_TIMEOUT_S", 0.2)
     over = threading.Event()
 
     def drip(server: socket.socket) -> None:
@@ -331,7 +332,7 @@ def test_an_endpoint_that_shakes_hands_a_byte_at_a_time_is_cut_off(
         over.set()
         thread.join(10)
 
-    assert 0.5 <= result.seconds < 5
+    assert 0.2 <= result.seconds < 5
     assert only(world).status == "pending"
 
 

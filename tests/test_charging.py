@@ -14,7 +14,7 @@ from billing.gateways import ChargeRequest, ChargeResult, GatewayUnavailable
 from tests.processes import Database, until
 from tests.world import LedgerGateway, World, instant
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 0.15
 
 
 class Gateway:
