@@ -1,5 +1,6 @@
 """The commands: parse, call billing, print."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ from models import db
 from seed import seed_command
 from web.access import operator_token
 from web.context import Vade, vade
+
+STOP_S = 9.5
+"""The longest that a command takes to end once it is told to."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it: 128 + SIGINT."""
@@ -130,11 +134,16 @@ def run_command(as_of: datetime | None) -> None:
             def show(result: PassResult) -> None:
                 progress.update(task, completed=result.attempts + result.free, total=result.queued or None)
 
-            result = collector.run_pass(on_batch=show)
-    click.echo(
-        f"queued {result.queued}, charged {result.charged}, declined {result.declined}, "
-        f"passive {result.passive}, failed {result.failed}"
-    )
+            result = PassResult()
+            try:
+                collector.run_pass(result, on_batch=show)
+            finally:
+                # Told also where the pass is broken off: what was charged stays charged.
+                progress.stop()
+                click.echo(
+                    f"queued {result.queued}, charged {result.charged}, declined {result.declined}, "
+                    f"passive {result.passive}, failed {result.failed}"
+                )
     if stop.is_set():
         raise click.exceptions.Exit(INTERRUPTED)
 
@@ -156,10 +165,13 @@ def simulate_command(days: int) -> None:
     with stopped_by_signals() as stop:
         collector = make_collector(vade(), stop=stop)
         with progress_bar("Simulating", total=days) as progress:
-            for day in simulation.run(collector, days=days):
-                finished.append(day)
-                progress.update(progress.task_ids[0], advance=1, description=day.date.isoformat())
-    Console().print(_days_table(finished))
+            try:
+                for day in simulation.run(collector, days=days):
+                    finished.append(day)
+                    progress.update(progress.task_ids[0], advance=1, description=day.date.isoformat())
+            finally:
+                progress.stop()
+                Console().print(_days_table(finished))
     if stop.is_set():
         completed = sum(day.completed for day in finished)
         click.echo(f"Interrupted after {completed} of {days} days; the next call goes on from there.")
@@ -197,11 +209,19 @@ def stopped_by_signals() -> Iterator[threading.Event]:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
         stop.set()
+        # Whatever does not answer: what is leased is taken up again when the leases run out.
+        deadline = threading.Timer(STOP_S, os._exit, [INTERRUPTED])
+        deadline.daemon = True
+        deadline.start()
+        deadlines.append(deadline)
 
+    deadlines: list[threading.Timer] = []
     former = {number: signal.signal(number, hear) for number in numbers}
     try:
         yield stop
     finally:
+        for deadline in deadlines:
+            deadline.cancel()
         for number, handler in former.items():
             signal.signal(number, handler)
 

@@ -33,8 +33,8 @@ MINIMUM_SECRET_BYTES = 32
 YEARS = range(1970, 3000)
 """The years that an instant may be of: periods that follow it still have dates."""
 
-AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET"})
-"""Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE."""
+AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET", "localtime"})
+"""Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE; and one that it does not know."""
 
 
 class ConfigError(click.ClickException):
@@ -45,7 +45,7 @@ def _zone(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value in AMBIGUOUS_ZONES:
-        raise ValueError(f"{value} is a fixed offset to PostgreSQL: name a place, such as Europe/Brussels")
+        raise ValueError(f"{value} is another zone to PostgreSQL: name a place, such as Europe/Brussels")
     try:
         return ZoneInfo(value)
     except (OSError, ValueError) as error:

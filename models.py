@@ -236,7 +236,14 @@ class CompanyPayment(Base):
             using="gist",
             where=text("status = 1"),
         ),
-        Index("company_payments_newest_idx", "attempted_at", "company_id", "id"),
+        Index(
+            "company_payments_newest_idx",
+            "attempted_at",
+            "company_id",
+            "company_package_id",
+            "period_start",
+            "attempt",
+        ),
     )
 
     company_id: Mapped[int] = mapped_column(primary_key=True)

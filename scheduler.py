@@ -205,6 +205,8 @@ def _check_database(app: Flask) -> None:
 
 def main() -> None:
     """Run the worker as a process of its own."""
+    # Told to stop before there is anything to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         app = create_app()
         _check_database(app)

@@ -49,7 +49,7 @@ COMPANIES_PER_TRANSACTION = 2000
 WORTH_ANALYZING = 1000
 """After this many new companies the planner's statistics are made anew at once."""
 
-SEED_LOCK = 0x7661646502
+SEED_LOCK = 0x7661646503
 """Key of the advisory lock under which one process at a time adds companies."""
 
 OUTCOMES: dict[int, str] = {Status.ACTIVE: "payments charged", Status.PASSIVE: "payments declined"}

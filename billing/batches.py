@@ -85,5 +85,6 @@ def _request(job: Job) -> ChargeRequest:
         company_id=job.company_id,
         amount_minor=job.amount_minor,
         currency=job.currency,
-        description=f"{job.package_name}, {job.period_start} to {job.period_end}",
+        # Nothing that can change between two calls: the same key goes with the same request, to the letter.
+        description=f"Package {job.company_package_id}, {job.period_start} to {job.period_end}",
     )

@@ -10,11 +10,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from billing.gateways import ChargeRequest, ChargeResult, Gateway, GatewayUnavailable
 
 logger = logging.getLogger(__name__)
+
+CHARGE_MANY_SIZE = 100
+"""The most requests that one call of ``charge_many`` carries: the timeout is for the call."""
 
 REFERENCE_LENGTH = 255
 """The longest reference or decline code that is believed, in characters."""
@@ -136,7 +139,7 @@ class ChargePool:
 
     def _parts(self, requests: Sequence[ChargeRequest]) -> list[Sequence[ChargeRequest]]:
         if callable(getattr(self._gateway, "charge_many", None)):
-            return [requests] if requests else []
+            return [requests[i : i + CHARGE_MANY_SIZE] for i in range(0, len(requests), CHARGE_MANY_SIZE)]
         return [[request] for request in requests]
 
     def _grow(self, wanted: int) -> None:
@@ -231,14 +234,21 @@ def _believed(request: ChargeRequest, answer: object) -> Answer:
         isinstance(answer, ChargeResult)
         and isinstance(answer.succeeded, bool)
         and _is_text(answer.reference)
-        and (answer.decline_code is None or _is_text(answer.decline_code))
+        and isinstance(answer.decline_code, str | None)
     ):
-        return answer
+        # The code only informs: an odd one must not keep what the gateway did from being recorded.
+        return replace(answer, decline_code=_cleaned(answer.decline_code))
     logger.error(
         "the gateway answered nonsense",
         extra={"idempotency_key": request.idempotency_key, "company_id": request.company_id},
     )
     return GatewayUnavailable(NONSENSE)
+
+
+def _cleaned(code: str | None) -> str | None:
+    """Return a decline code as it can be stored, or None where it says nothing."""
+    text = "".join(character if character.isprintable() else " " for character in code or "")
+    return text.strip()[:REFERENCE_LENGTH] or None
 
 
 def _is_text(value: object) -> bool:

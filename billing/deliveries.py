@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Engine, Row, text
 from sqlalchemy.orm import Session
 
-from billing.callbacks import PLATFORM
+from billing.callbacks import COMPANY, PLATFORM
 from billing.clock import Clock
 from billing.senders import Attempt, Endpoint, Message, Sender
 from billing.transactions import run_in_transaction
@@ -123,7 +123,17 @@ class Deliverer:
             endpoint = self.platform
             if row.recipient != PLATFORM:
                 endpoint = Endpoint(row.callback_url, row.callback_secret) if row.callback_url else None
-            messages.append(Message(row.company_id, row.id, row.type, row.body, row.attempts, endpoint))
+            messages.append(
+                Message(
+                    company_id=row.company_id,
+                    id=row.id,
+                    recipient=row.recipient,
+                    type=row.type,
+                    body=row.body,
+                    attempts=row.attempts,
+                    endpoint=endpoint,
+                )
+            )
         return (real, messages) if messages else None
 
     def _deliver(
@@ -196,7 +206,9 @@ def _verdict(attempt: Attempt, real: datetime) -> tuple[CallbackStatus, datetime
     """Return what an attempt makes of its message, and when it is tried again."""
     if attempt.succeeded:
         return CallbackStatus.DELIVERED, None
-    if attempt.message.endpoint is None or attempt.message.attempts >= len(SCHEDULE_S):
+    # A company took its endpoint away; a platform without one is more likely a setting that is missing here.
+    unwanted = attempt.message.endpoint is None and attempt.message.recipient == COMPANY
+    if unwanted or attempt.message.attempts >= len(SCHEDULE_S):
         return CallbackStatus.EXHAUSTED, None
     jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads the load, keeps no secret
     pause = timedelta(seconds=SCHEDULE_S[attempt.message.attempts] * jitter)

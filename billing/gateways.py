@@ -40,7 +40,8 @@ class Gateway(Protocol):
     """Any class of this shape on the import path can be named in ``PAYMENT_GATEWAY``.
 
     It is made without arguments, once per process, and called from many threads. It may also offer
-    ``charge_many(requests) -> list[ChargeResult | GatewayUnavailable]``, in the requests' order.
+    ``charge_many(requests) -> list[ChargeResult | GatewayUnavailable]``, in the requests' order, for up to
+    a hundred at a time. ``GATEWAY_TIMEOUT_S`` bounds each call of either.
     """
 
     def charge(self, request: ChargeRequest) -> ChargeResult:

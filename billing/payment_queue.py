@@ -61,7 +61,6 @@ class Job:
     """How often the gateway gave this attempt no answer."""
     billing_day: int
     period: str
-    package_name: str
 
     def next_period(self) -> BillingPeriod:
         """Return the period that follows, counted from the old end (DESIGN.md §2.5)."""
@@ -142,7 +141,7 @@ WHERE j.company_id = due.company_id AND j.company_package_id = due.company_packa
     AND c.id = j.company_id AND cp.company_id = j.company_id AND cp.id = j.company_package_id
     AND p.id = cp.package_id
 RETURNING j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
-    j.currency, j.idempotency_key, j.outages, c.billing_day, p.period, p.name
+    j.currency, j.idempotency_key, j.outages, c.billing_day, p.period
 """)
 
 _JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),

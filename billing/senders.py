@@ -34,6 +34,7 @@ class Message:
 
     company_id: int
     id: UUID
+    recipient: str
     type: str
     body: str
     attempts: int

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014"})
 """SQLSTATEs after which the same statement may well succeed: serialization, deadlock, lock or time out."""
 
-REFUSED = frozenset({"22", "23"})
-"""SQLSTATE classes with which the database refuses a row: its data, or a constraint."""
+REFUSED = frozenset({"22", "23", "44", "54", "P0", "XX"})
+"""SQLSTATE classes with which the database refuses a row: data, constraints, limits, triggers, rot."""
 
 TRIES = 5
 

@@ -1,8 +1,7 @@
 """Company payments: every attempt to collect."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
-from uuid import UUID
 
 from flask_openapi3 import APIBlueprint
 
@@ -39,10 +38,22 @@ def list_payments(query: PageQuery) -> dict[str, Any]:
         limit=query.limit,
         of=LIST,
         document=payment_document,
-        place=lambda row: [row.attempted_at.isoformat(), row.company_id, str(row.id)],
+        place=lambda row: [
+            row.attempted_at.isoformat(),
+            row.company_id,
+            row.company_package_id,
+            row.period_start.isoformat(),
+            row.attempt,
+        ],
     )
 
 
 def _place(cursor: list[Any]) -> Place:
-    attempted_at, company_id, id_ = cursor
-    return Place(datetime.fromisoformat(attempted_at), company_id, UUID(id_))
+    attempted_at, company_id, company_package_id, period_start, attempt = cursor
+    return Place(
+        datetime.fromisoformat(attempted_at),
+        company_id,
+        company_package_id,
+        date.fromisoformat(period_start),
+        attempt,
+    )

@@ -351,7 +351,7 @@ CREATE INDEX company_packages_package_id_idx ON public.company_packages USING bt
 -- Name: company_payments_newest_idx; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX company_payments_newest_idx ON public.company_payments USING btree (attempted_at, company_id, id);
+CREATE INDEX company_payments_newest_idx ON public.company_payments USING btree (attempted_at, company_id, company_package_id, period_start, attempt);
 
 --
 -- Name: payment_jobs_due_idx; Type: INDEX; Schema: public; Owner: -

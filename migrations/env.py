@@ -5,7 +5,10 @@ import logging
 from alembic import context
 from flask import current_app
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
+from billing.transactions import first_line
+from config import ConfigError
 from models import db
 
 MIGRATION_LOCK = 0x7661646502
@@ -17,7 +20,11 @@ if context.is_offline_mode():
         context.run_migrations()
 else:
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-    with db.engine.connect() as connection:
+    try:
+        opened = db.engine.connect()
+    except OperationalError as error:
+        raise ConfigError(f"The database does not answer: {first_line(error)}.") from error
+    with opened as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.commit()
         context.configure(

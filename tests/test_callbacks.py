@@ -389,11 +389,11 @@ def test_a_message_whose_endpoint_was_removed_is_given_up(world: World, platform
     assert [tuple(row) for row in statuses] == [("company", "exhausted"), ("platform", "delivered")]
 
 
-def test_a_platform_that_has_no_endpoint_any_more_gets_nothing(world: World) -> None:
+def test_a_platform_whose_endpoint_is_not_set_is_tried_again(world: World) -> None:
     tell(world)
 
-    assert deliver(None).exhausted == 1
-    assert only(world).last_error == "the endpoint is gone"
+    assert deliver(None).failed == 1
+    assert (only(world).status, only(world).last_error) == ("pending", "the endpoint is gone")
 
 
 @pytest.mark.parametrize(

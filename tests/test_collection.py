@@ -316,3 +316,36 @@ def test_companies_and_packages_are_left_alone_by_an_idle_pass(world: World) -> 
 
     assert (result.queued, result.attempts, result.oldest_job_age_s) == (0, 0, None)
     assert (world.session.get(Company, company.id), world.session.get(Package, 1)) == before
+
+
+def test_the_same_key_goes_with_the_same_request_though_its_package_was_renamed(world: World) -> None:
+    company = world.company(registered_at=instant("2026-01-10"))
+    package = world.package()
+    world.assign(company, package)
+    gateway = LedgerGateway(GatewayUnavailable)
+
+    world.collect(gateway, at=instant("2026-02-10"))
+    package.name, package.price_minor = "Renamed", 99
+    world.session.commit()
+    world.end_leases()
+    world.collect(gateway, at=instant("2026-02-11"))
+
+    first, second = gateway.requests
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("code", "recorded"), [("", None), ("a\tb\0", "a b"), ("x" * 999, "x" * 255), (None, None)]
+)
+def test_an_odd_decline_code_does_not_keep_an_answer_from_being_recorded(
+    world: World, code: str | None, recorded: str | None
+) -> None:
+    company = world.customer(registered_at=instant("2026-01-10"))
+
+    result = world.collect(
+        LedgerGateway(lambda request: ChargeResult(False, request.idempotency_key, code)),
+        at=instant("2026-02-10"),
+    )
+
+    assert (result.declined, result.failed) == (1, 0)
+    assert [payment.decline_code for payment in world.payments(company)] == [recorded]

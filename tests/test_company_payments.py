@@ -114,10 +114,12 @@ def test_pages_have_no_gap_and_no_repeat_while_rows_arrive(
     client: DescribedClient, world: World, limit: int
 ) -> None:
     companies = [world.customer() for _ in range(2)]
-    # Many at the same instant: their order is their ids'.
+    # Many at the same instant: theirs is the order of companies, then of periods.
     instants = [LONG_AGO + timedelta(microseconds=n // 5) for n in range(10)]
     stood = [attempt(world, companies[n % 2], attempted_at=at) for n, at in enumerate(instants)]
-    stood.sort(key=lambda payment: (payment.attempted_at, payment.company_id, payment.id), reverse=True)
+    stood.sort(
+        key=lambda payment: (payment.attempted_at, payment.company_id, payment.period_start), reverse=True
+    )
 
     shown: list[str] = []
     for number, page in enumerate(pages(client, world.operator(), limit)):
@@ -134,7 +136,7 @@ def test_the_pages_of_a_company_are_its_own(client: DescribedClient, world: Worl
     shown = [id_ for page in pages(client, world.token(companies[0]), 2) for id_ in ids(page)]
 
     mine = [payment.id for payment in stood if payment.company_id == companies[0].id]
-    assert shown == [str(id_) for id_ in sorted(mine, reverse=True)]
+    assert shown == [str(id_) for id_ in reversed(mine)]
 
 
 def test_an_operators_cursor_shows_a_company_nothing_of_others(client: DescribedClient, world: World) -> None:
@@ -159,3 +161,21 @@ def test_a_cursor_of_another_list_is_none_of_this(client: DescribedClient, world
     response = client.get(PAYMENTS, query_string={"cursor": cursor}, headers=world.operator())
 
     assert_problem(response, 422, pointers=["#/cursor"])
+
+
+def test_periods_that_were_caught_up_at_one_instant_are_listed_in_their_order(
+    client: DescribedClient, world: World
+) -> None:
+    company = world.customer(registered_at=instant("2026-01-31"))
+    world.collect(LedgerGateway(), at=instant("2027-03-01"))
+    periods: list[str] = []
+    url: str | None = "/api/v1/company-payments?limit=5"
+
+    while url is not None:
+        body = client.get(url, headers=world.token(company)).get_json()
+        periods += [payment["period_start"] for payment in body["data"]]
+        cursor = body["next_cursor"]
+        url = cursor and f"/api/v1/company-payments?limit=5&cursor={cursor}"
+
+    assert len(periods) == len(set(periods)) > 10
+    assert periods == sorted(periods, reverse=True)

@@ -470,9 +470,10 @@ def test_two_settlements_that_wait_for_each_other_are_both_written(committed: Wo
             session.execute(text("RESET deadlock_timeout"))
             session.commit()
 
-    real = payment_queue.settle
+    real, tries = payment_queue.settle, []
 
     def settle_slowly(session: Session, *args: Any, **kwargs: Any) -> Any:
+        tries.append(True)
         session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
         session.execute(text("SELECT 1 FROM companies WHERE id = :id FOR UPDATE"), {"id": first})
         settling.set()
@@ -488,6 +489,7 @@ def test_two_settlements_that_wait_for_each_other_are_both_written(committed: Wo
 
     collector.pool.close()
     assert (result.declined, result.passive, result.failed) == (2, 2, 0)
+    assert len(tries) == 2, "the first one was the deadlock's victim"
     assert not holder.is_alive()
 
 
@@ -553,6 +555,30 @@ def test_the_request_says_what_is_paid_for(world: World) -> None:
         company_id=company.id,
         amount_minor=129_900,
         currency="TRY",
-        description="Profesyonel, 2026-01-10 to 2026-02-10",
+        description=f"Package {payment.company_package_id}, 2026-01-10 to 2026-02-10",
     )
     assert world.session.get(CompanyPackage, (company.id, payment.company_package_id)) is not None
+
+
+def test_a_settlement_that_a_trigger_refuses_stands_alone_too(committed: World) -> None:
+    companies = [committed.customer(registered_at=instant("2026-01-10")) for _ in range(5)]
+    committed.session.execute(
+        text(f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.company_id = {companies[2].id} THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON company_payments FOR EACH ROW EXECUTE FUNCTION refuse();
+        """)
+    )
+    committed.session.commit()
+
+    result = committed.collect(LedgerGateway(), at=instant("2026-02-10"))
+
+    assert (result.charged, result.failed) == (4, 1)
+    assert [job.company_id for job in committed.jobs()] == [companies[2].id]
+
+
+def test_a_session_that_froze_in_a_transaction_gives_its_locks_back(committed: World) -> None:
+    timeout = committed.session.scalar(text("SHOW idle_in_transaction_session_timeout"))
+
+    assert timeout == "1min"

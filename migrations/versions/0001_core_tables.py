@@ -219,7 +219,10 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "company_payments_newest_idx", "company_payments", ["attempted_at", "company_id", "id"], unique=False
+        "company_payments_newest_idx",
+        "company_payments",
+        ["attempted_at", "company_id", "company_package_id", "period_start", "attempt"],
+        unique=False,
     )
     op.create_table(
         "payment_jobs",
