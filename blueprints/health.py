@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from billing import heartbeats
 from billing.documents import instant_text
+from config import ConfigError
 from web.access import Access, open_to
 from web.context import transaction
 from web.openapi import tag
@@ -36,7 +37,8 @@ def readyz() -> tuple[dict[str, Any], int]:
             if is_outdated(session):
                 return _unready("ok", "outdated"), 503
             worker = _worker(session)
-    except SQLAlchemyError:
+    except (SQLAlchemyError, ConfigError):
+        # ConfigError: the server is older than Vade can use.
         return _unready("unreachable", "unknown"), 503
     return {"status": "ready", "database": "ok", "schema": "ok", "worker": worker}, 200
 

@@ -352,6 +352,19 @@ def test_a_gateway_that_offers_charge_many_gets_the_whole_batch(make_pool: MakeP
     assert answers["017"] == charged(request("017"))
 
 
+def test_one_call_of_charge_many_carries_a_hundred_requests_at_most(make_pool: MakePool) -> None:
+    sizes: list[int] = []
+
+    def charge_many(batch: list[ChargeRequest]) -> list[ChargeResult]:
+        sizes.append(len(batch))
+        return [charged(request) for request in batch]
+
+    answers = make_pool(ManyGateway(charge_many)).charge(requests(250))
+
+    assert sorted(sizes) == [50, 100, 100]
+    assert answers == {request.idempotency_key: charged(request) for request in requests(250)}
+
+
 def test_a_gateway_that_offers_charge_many_is_not_called_for_nothing(make_pool: MakePool) -> None:
     assert make_pool(ManyGateway(lambda _: pytest.fail("called"))).charge([]) == {}
 
