@@ -177,7 +177,6 @@ class CompanyPackage(Base):
         Index(
             "company_packages_due_idx", "end_date", "company_id", "id", postgresql_where=text("status = 1")
         ),
-        Index("company_packages_package_id_idx", "package_id"),
     )
 
     company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"), primary_key=True)

@@ -54,7 +54,7 @@ class Batch:
         )
         replies = Replies([Answer(job, Outcome.FREE) for job in self._jobs if job.amount_minor == 0])
         for job in payable:
-            answer = answers.get(str(job.idempotency_key))
+            answer = answers.get(job.idempotency_key)
             if answer is None:
                 replies.unsent.append(job)
             elif isinstance(answer, ChargeResult):
@@ -81,7 +81,7 @@ class Batch:
 
 def _request(job: Job) -> ChargeRequest:
     return ChargeRequest(
-        idempotency_key=str(job.idempotency_key),
+        idempotency_key=job.idempotency_key,
         company_id=job.company_id,
         amount_minor=job.amount_minor,
         currency=job.currency,

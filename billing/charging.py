@@ -237,7 +237,8 @@ def _believed(request: ChargeRequest, answer: object) -> Answer:
         and isinstance(answer.decline_code, str | None)
     ):
         # The code only informs: an odd one must not keep what the gateway did from being recorded.
-        return replace(answer, decline_code=_cleaned(answer.decline_code))
+        code = _cleaned(answer.decline_code)
+        return answer if code == answer.decline_code else replace(answer, decline_code=code)
     logger.error(
         "the gateway answered nonsense",
         extra={"idempotency_key": request.idempotency_key, "company_id": request.company_id},
@@ -247,7 +248,9 @@ def _believed(request: ChargeRequest, answer: object) -> Answer:
 
 def _cleaned(code: str | None) -> str | None:
     """Return a decline code as it can be stored, or None where it says nothing."""
-    text = "".join(character if character.isprintable() else " " for character in code or "")
+    if code is None:
+        return None
+    text = code if code.isprintable() else "".join(c if c.isprintable() else " " for c in code)
     return text.strip()[:REFERENCE_LENGTH] or None
 
 

@@ -227,7 +227,7 @@ def _names(job: Job) -> dict[str, object]:
         "company_package_id": job.company_package_id,
         "period_start": job.period_start.isoformat(),
         "attempt": job.attempt,
-        "idempotency_key": str(job.idempotency_key),
+        "idempotency_key": job.idempotency_key,
     }
 
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import IntEnum
-from typing import Any
-from uuid import UUID
+from functools import lru_cache
+from itertools import starmap
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import text
@@ -45,8 +46,7 @@ class Outcome(IntEnum):
     """The period cost nothing: it rolls over with no gateway and no payment row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One claimed attempt, with all that charging and settling it need."""
 
     company_id: int
@@ -56,7 +56,8 @@ class Job:
     attempt: int
     amount_minor: int
     currency: str
-    idempotency_key: UUID
+    idempotency_key: str
+    """The attempt's UUID."""
     outages: int
     """How often the gateway gave this attempt no answer."""
     billing_day: int
@@ -64,11 +65,15 @@ class Job:
 
     def next_period(self) -> BillingPeriod:
         """Return the period that follows, counted from the old end (DESIGN.md §2.5)."""
-        return open_period(self.period_end, billing_day=self.billing_day, period=PackagePeriod(self.period))
+        return _following(self.period_end, self.billing_day, self.period)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+@lru_cache(maxsize=4096)
+def _following(end_date: date, billing_day: int, period: str) -> BillingPeriod:
+    return open_period(end_date, billing_day=billing_day, period=PackagePeriod(period))
+
+
+class Answer(NamedTuple):
     """A job whose outcome is known."""
 
     job: Job
@@ -141,7 +146,7 @@ WHERE j.company_id = due.company_id AND j.company_package_id = due.company_packa
     AND c.id = j.company_id AND cp.company_id = j.company_id AND cp.id = j.company_package_id
     AND p.id = cp.package_id
 RETURNING j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
-    j.currency, j.idempotency_key, j.outages, c.billing_day, p.period
+    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period
 """)
 
 _JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
@@ -196,7 +201,7 @@ WITH settled AS (
 ), passivated AS (
     UPDATE companies c SET status = 0, passivated_at = :attempted_at FROM closed
     WHERE c.id = closed.company_id
-), messages AS (
+), messages AS MATERIALIZED (
     SELECT company_id, idempotency_key, by_company,
         CASE WHEN outcome = 1 THEN 'payment.succeeded' ELSE 'payment.declined' END AS type,
         '{{"company":' || company || ',"payment":'
@@ -279,7 +284,7 @@ def claim(
     An attempt that has no idempotency key gets a fresh random one; one that was begun keeps its own.
     """
     session.execute(_PREFER_INDEXES)
-    rows = session.execute(
+    rows = session.connection().execute(
         _CLAIM,
         {
             "now": moment.business,
@@ -289,7 +294,7 @@ def claim(
             "size": size,
         },
     )
-    return [Job(*row) for row in rows]
+    return list(starmap(Job, rows))
 
 
 def settle(

@@ -342,12 +342,6 @@ CREATE INDEX company_packages_due_idx ON public.company_packages USING btree (en
 CREATE UNIQUE INDEX company_packages_one_open_per_company_key ON public.company_packages USING btree (company_id) WHERE (status = 1);
 
 --
--- Name: company_packages_package_id_idx; Type: INDEX; Schema: public; Owner: -
---
-
-CREATE INDEX company_packages_package_id_idx ON public.company_packages USING btree (package_id);
-
---
 -- Name: company_payments_newest_idx; Type: INDEX; Schema: public; Owner: -
 --
 

@@ -204,7 +204,7 @@ def test_a_job_that_rests_keeps_its_key_and_counts_its_outages(world: World, job
 
     assert claim(world.session) == []
     (resting,) = world.jobs()
-    assert resting.idempotency_key == job.idempotency_key
+    assert str(resting.idempotency_key) == job.idempotency_key
     assert (resting.leased_until, resting.outages, resting.attempt) == (real + MINUTE, 1, 1)
     assert resting.next_attempt_at == instant("2026-02-10", hour=0), "business time is left alone"
 

@@ -173,7 +173,6 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("status = 1"),
     )
-    op.create_index("company_packages_package_id_idx", "company_packages", ["package_id"], unique=False)
     op.create_table(
         "company_payments",
         sa.Column("company_id", sa.BigInteger(), nullable=False),
