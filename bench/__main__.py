@@ -48,7 +48,7 @@ def main() -> None:
     table = Table("figure", "measured", title=f"Vade, {datetime.now().astimezone():%Y-%m-%d %H:%M}")
     for name, value in figures:
         table.add_row(name, value)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 def _collect(url: str, *, due: int, workers: int) -> dict[str, float]:
