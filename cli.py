@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ def simulate_command(days: int) -> None:
                     progress.update(progress.task_ids[0], advance=1, description=day.date.isoformat())
             finally:
                 progress.stop()
-                Console().print(_days_table(finished))
+                Console(width=None if sys.stdout.isatty() else 120).print(_days_table(finished))
     if stop.is_set():
         completed = sum(day.completed for day in finished)
         click.echo(f"Interrupted after {completed} of {days} days; the next call goes on from there.")
@@ -257,7 +258,8 @@ def _days_table(days: list[simulation.Day]) -> Table:
     table.add_column("date", footer=f"{len(days)} days")
     for name, value in columns:
         table.add_column(name, justify="right", footer=f"{sum(map(value, results)):,}")
-    table.add_column("money", justify="right", footer=_money(money))
+    # Sums are never cut, however narrow the terminal.
+    table.add_column("money", justify="right", footer=_money(money), overflow="fold", min_width=18)
     for day in days:
         row = [f"{value(day.result):,}" for _, value in columns]
         table.add_row(day.date.isoformat(), *row, _money(day.result.charged_minor))

@@ -213,7 +213,7 @@ def test_told_to_stop_it_ends_in_time_though_the_database_hangs(
         psycopg.connect(database_url) as holder,
     ):
         until(lambda: beats(database), what=program.text)
-        holder.execute("LOCK TABLE payment_jobs, company_packages IN ACCESS EXCLUSIVE MODE")
+        holder.execute("LOCK TABLE payment_jobs IN ACCESS EXCLUSIVE MODE")
         until(
             lambda: database.one(
                 "SELECT count(*) FROM pg_stat_activity"
