@@ -14,7 +14,6 @@ import click
 from flask import Flask
 from flask.cli import AppGroup
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -29,11 +28,12 @@ from billing.transactions import first_line
 from config import ConfigError, Settings, parse_instant
 from models import db
 from seed import seed_command
+from terminal import ENDING, progress_bar, told_to_end
 from web.access import operator_token
 from web.context import Vade, vade
 
 STOP_S = 9.5
-"""The longest that a command takes to end once it is told to."""
+"""The longest that a command or the worker takes to end once it is told to, whatever does not answer."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it: 128 + SIGINT."""
@@ -203,44 +203,22 @@ def token_command(days: int) -> None:
 def stopped_by_signals() -> Iterator[threading.Event]:
     """Give an event that SIGINT and SIGTERM set, so that work ends in order instead of in the middle."""
     stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    deadline = threading.Timer(STOP_S, os._exit, [INTERRUPTED])
+    deadline.daemon = True
 
-    def hear(*_: object) -> None:
+    def hear(_: int) -> None:
         # Told twice is told once; and setting an event in the middle of setting it would block for ever.
-        for number in numbers:
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         stop.set()
         # Whatever does not answer: what is leased is taken up again when the leases run out.
-        deadline = threading.Timer(STOP_S, os._exit, [INTERRUPTED])
-        deadline.daemon = True
         deadline.start()
-        deadlines.append(deadline)
 
-    deadlines: list[threading.Timer] = []
-    former = {number: signal.signal(number, hear) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for deadline in deadlines:
+    with told_to_end(hear):
+        try:
+            yield stop
+        finally:
             deadline.cancel()
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def progress_bar(description: str, *, total: int | None) -> Progress:
-    """Return a progress bar with one task, on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    progress.add_task(description, total=total)
-    return progress
 
 
 def _days_table(days: list[simulation.Day]) -> Table:

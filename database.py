@@ -33,15 +33,11 @@ def connect(settings: Settings) -> psycopg.Connection[Any]:
     """Return a new connection.
 
     Raises:
-        ConfigError: when the URL cannot be read, or the server is older than PostgreSQL 15.
+        ConfigError: when the server is older than PostgreSQL 15.
         psycopg.OperationalError: when the server does not answer.
     """
     url = settings.database_url or embedded.join(settings)
-    try:
-        parameters = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(f"DATABASE_URL: {str(error).strip()}.") from None
-    connection = psycopg.connect(**(DEFAULTS | parameters))
+    connection = psycopg.connect(**(DEFAULTS | conninfo_to_dict(url)))
     connection.autocommit = True
     connection.execute(SESSION)
     connection.autocommit = False

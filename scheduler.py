@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -25,7 +26,7 @@ from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer
 from billing.transactions import first_line
-from cli import make_collector, make_deliverer
+from cli import STOP_S, make_collector, make_deliverer
 from config import ConfigError
 from models import db
 from web.context import vade
@@ -37,9 +38,6 @@ HEARTBEAT_S = 5
 SWEEP_S = 60
 IDLE_LINE_S = 60
 """In development, a pass that found nothing to do is told at level INFO this often, and else at DEBUG."""
-
-STOP_S = 9.5
-"""The longest that the worker takes to end once it is told to, whatever does not answer."""
 
 CUT_OFF = 1
 """Exit status when it took longer: what is leased is taken up again when the leases run out."""
@@ -145,31 +143,30 @@ class Worker:
 
     def beat(self) -> None:
         """Say that this worker is alive; `/readyz` tells when it was last heard."""
-        try:
-            with Session(self._engine) as session:
-                now = Clock().read(session).real
-                self._started_at = self._started_at or now
-                heartbeats.beat(session, self._name, started_at=self._started_at, now=now)
-                session.commit()
-        except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error("no heartbeat", error)
+
+        def beat(session: Session) -> None:
+            now = Clock().read(session).real
+            self._started_at = self._started_at or now
+            heartbeats.beat(session, self._name, started_at=self._started_at, now=now)
+
+        self._write(beat, failing="no heartbeat")
 
     def sweep(self) -> None:
         """Forget the rate limits' windows that are over."""
-        try:
-            with Session(self._engine) as session:
-                session.execute(text("DELETE FROM rate_limits WHERE expires_at < now()"))
-                session.commit()
-        except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error("no sweep", error)
+        expired = text("DELETE FROM rate_limits WHERE expires_at < now()")
+        self._write(lambda session: session.execute(expired), failing="no sweep")
 
     def _leave(self) -> None:
+        self._write(lambda session: heartbeats.leave(session, self._name), failing="no farewell")
+
+    def _write(self, work: Callable[[Session], object], *, failing: str) -> None:
+        """Do some small work in one transaction; where the database fails, say so and go on."""
         try:
             with Session(self._engine) as session:
-                heartbeats.leave(session, self._name)
+                work(session)
                 session.commit()
         except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error("no farewell", error)
+            _log_database_error(failing, error)
 
     def _log(self, result: PassResult) -> None:
         names = ("queued", "charged", "declined", "passive", "failed", "seconds", "oldest_job_age_s")

@@ -1,11 +1,10 @@
 """`flask seed`: packages and fake companies, for development and demonstrations (DESIGN.md §4)."""
 
 import secrets
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date
 from random import Random
@@ -18,7 +17,6 @@ from flask import current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -31,6 +29,7 @@ from config import ConfigError
 from fake_companies import FakeCompany, FakeStory, Kind, Names, World, draw_names
 from fake_payments import CATALOGUE, CURRENCY, FakeCompanyPackage, FakePayment, OfferedPackage
 from models import Status, db
+from terminal import progress_bar, told_to_end
 
 if TYPE_CHECKING:
     from web.context import Vade
@@ -82,7 +81,8 @@ def seed_command(companies: int | None, random_seed: int | None) -> None:
     wanted = FEW_COMPANIES if companies is None else companies
     added: Counter[str] = Counter()
     random_seed = secrets.randbits(32) if random_seed is None else random_seed
-    with _signals_heard() as signals:
+    signals: list[int] = []
+    with told_to_end(signals.append):
         try:
             with closing(db.engine.raw_connection()) as raw:
                 with Session(db.engine) as session:
@@ -101,21 +101,6 @@ def seed_command(companies: int | None, random_seed: int | None) -> None:
     if not added:
         click.echo("Nothing was added: the demo company is here. For N more: flask seed --companies N")
     click.echo(f"Log in as {DEMO_EMAIL} with the password {DEMO_PASSWORD}, which all seeded companies have.")
-
-
-@contextmanager
-def _signals_heard() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that work ends between two transactions."""
-    heard: list[int] = []
-    former = {
-        number: signal.signal(number, lambda number, _: heard.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield heard
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @dataclass(slots=True)
@@ -144,14 +129,11 @@ class Seeder:
 
         Unless ``again``, a database that has the demo company stays as it is.
         """
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("Seeding", total=wanted)
+        with progress_bar("Seeding", total=wanted) as progress:
             while (missing := wanted - self.added["companies"]) and not signals:
                 if not self._add(min(missing, COMPANIES_PER_TRANSACTION), again=again):
                     return
-                progress.update(task, completed=self.added["companies"])
+                progress.update(progress.task_ids[0], completed=self.added["companies"])
         if self.added["companies"] >= WORTH_ANALYZING and not signals:
             with self.connection.transaction():
                 self.connection.execute("ANALYZE companies, logins, company_packages, company_payments")

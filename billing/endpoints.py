@@ -2,15 +2,14 @@
 
 import ipaddress
 import socket
-from typing import Any
+from typing import ClassVar
 
 from pydantic import HttpUrl
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 
-from billing.connections import TimeLimited
+from billing.connections import TimeLimited, TimeLimitedAdapter
 
 _CARRY_IPV4 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 """IPv6 networks whose last 32 bits are an IPv4 address: NAT64, and the old IPv4-compatible addresses."""
@@ -84,10 +83,10 @@ class _PublicHTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _PublicHTTPSConnection
 
 
-class PublicOnlyAdapter(HTTPAdapter):
+class PublicOnlyAdapter(TimeLimitedAdapter):
     """A transport for `requests` that reaches public addresses only, and keeps to its `time_limit`."""
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pools of connections that check where they lead."""
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PublicHTTPPool, "https": _PublicHTTPSPool}
+    pools: ClassVar[dict[str, type[HTTPConnectionPool]]] = {
+        "http": _PublicHTTPPool,
+        "https": _PublicHTTPSPool,
+    }

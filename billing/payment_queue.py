@@ -284,7 +284,7 @@ def claim(
     An attempt that has no idempotency key gets a fresh random one; one that was begun keeps its own.
     """
     session.execute(_PREFER_INDEXES)
-    rows = session.connection().execute(
+    rows = session.execute(
         _CLAIM,
         {
             "now": moment.business,

@@ -286,11 +286,9 @@ def test_a_supervisor_stands_for_the_server_of_a_command(home: Path) -> None:
     assert not answers(joined.url)
 
 
-@pytest.mark.parametrize("version", ["17", "nonsense"])
-def test_the_data_of_another_postgresql_is_refused_in_a_sentence(home: Path, version: str) -> None:
-    (home / "postgres" / "PG_VERSION").write_text(f"{version}\n")
-
-    refused = subprocess.run(
+def ask(home: Path) -> subprocess.CompletedProcess[str]:
+    """Ask the data's server something, as a person would."""
+    return subprocess.run(
         [sys.executable, "embedded.py", "psql", "-c", "SELECT 1"],
         cwd=PROJECT_DIR,
         env=environment(home),
@@ -298,6 +296,13 @@ def test_the_data_of_another_postgresql_is_refused_in_a_sentence(home: Path, ver
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("version", ["17", "nonsense"])
+def test_the_data_of_another_postgresql_is_refused_in_a_sentence(home: Path, version: str) -> None:
+    (home / "postgres" / "PG_VERSION").write_text(f"{version}\n")
+
+    refused = ask(home)
 
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"Error: The data in {home}/postgres is of PostgreSQL {version}")
@@ -307,14 +312,7 @@ def test_the_data_of_another_postgresql_is_refused_in_a_sentence(home: Path, ver
 def test_a_server_that_does_not_start_says_why_in_a_sentence(home: Path) -> None:
     (home / "postgres" / "global" / "pg_control").unlink()
 
-    refused = subprocess.run(
-        [sys.executable, "embedded.py", "psql", "-c", "SELECT 1"],
-        cwd=PROJECT_DIR,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = ask(home)
 
     assert refused.returncode == 1
     assert "did not start" in refused.stderr

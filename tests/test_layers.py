@@ -20,8 +20,9 @@ LAYERS = {
     "web": {"billing", "models", "config"},
     "blueprints": {"web", "billing", "models", "config"},
     "fakes": {"billing", "models", "config"},
-    "seed": {"fake_companies", "fake_payments", "billing", "models", "config", "web"},
-    "cli": {"seed", "web", "billing", "models", "config"},
+    "terminal": set(),
+    "seed": {"terminal", "fake_companies", "fake_payments", "billing", "models", "config", "web"},
+    "cli": {"terminal", "seed", "web", "billing", "models", "config"},
     "wsgi": {"blueprints", "cli", "web", "billing", "models", "config", "database", "logs"},
     "scheduler": {"wsgi", "cli", "web", "billing", "models", "config", "embedded"},
 }
