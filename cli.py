@@ -23,9 +23,8 @@ from billing.charging import ChargePool, GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer
-from billing.senders import Endpoint
 from billing.transactions import first_line
-from config import ConfigError, Settings, parse_instant
+from config import ConfigError, parse_instant
 from models import db
 from seed import seed_command
 from terminal import ENDING, progress_bar, told_to_end
@@ -67,15 +66,16 @@ def make_collector(
     )
 
 
-def make_deliverer(settings: Settings, *, stop: threading.Event | None = None) -> Deliverer:
+def make_deliverer(app_state: Vade, *, stop: threading.Event | None = None) -> Deliverer:
     """Return a deliverer as the settings want it."""
-    platform = None
-    if settings.callback_url is not None and settings.callback_secret is not None:
-        platform = Endpoint(settings.callback_url, settings.callback_secret)
     return Deliverer(
         engine=db.engine,
-        platform=platform,
-        allow_private=settings.callback_allow_private,
+        platform=app_state.platform,
+        keyring=app_state.keyring,
+        policy=app_state.address_policy,
+        clock=app_state.clock,
+        per_endpoint=app_state.settings.callback_concurrency,
+        secret_overlap=app_state.secret_overlap,
         stop=stop or threading.Event(),
     )
 
@@ -184,7 +184,7 @@ def simulate_command(days: int) -> None:
 def deliver_command() -> None:
     """Send every callback that is due, once."""
     with stopped_by_signals() as stop:
-        result = make_deliverer(vade().settings, stop=stop).run_pass()
+        result = make_deliverer(vade(), stop=stop).run_pass()
     click.echo(f"delivered {result.delivered}, failed {result.failed}, exhausted {result.exhausted}")
     if stop.is_set():
         raise click.exceptions.Exit(INTERRUPTED)

@@ -103,6 +103,12 @@ class Settings(BaseModel):
     callback_url: str | None = Field(None, alias="CALLBACK_URL")
     callback_secret: str | None = Field(None, alias="CALLBACK_SECRET", repr=False)
     callback_allow_private: bool = Field(False, alias="CALLBACK_ALLOW_PRIVATE")
+    callback_concurrency: int = Field(8, alias="CALLBACK_CONCURRENCY", ge=1, le=32)
+    callback_retention_days: int = Field(30, alias="CALLBACK_RETENTION_DAYS", ge=1, le=36_500)
+    callback_secret_overlap_s: float = Field(
+        86_400, alias="CALLBACK_SECRET_OVERLAP_S", ge=0, le=2_592_000, allow_inf_nan=False
+    )
+    encryption_key: str | None = Field(None, alias="ENCRYPTION_KEY", repr=False)
     rate_limits: bool = Field(True, alias="RATE_LIMITS")
     trusted_proxies: int = Field(0, alias="TRUSTED_PROXIES", ge=0, le=10)
     jwt_secret_key: str | None = Field(None, alias="JWT_SECRET_KEY", repr=False)
@@ -180,6 +186,13 @@ class Settings(BaseModel):
             raise ValueError(f"at least {MINIMUM_SECRET_BYTES} bytes are wanted")
         return key
 
+    @field_validator("encryption_key")
+    @classmethod
+    def _are_long_enough(cls, keys: str | None) -> str | None:
+        for key in keys.split(",") if keys is not None else ():
+            cls._is_long_enough(key.strip())
+        return keys
+
     @field_validator("payment_gateway")
     @classmethod
     def _names_a_class(cls, name: str) -> str:
@@ -216,6 +229,18 @@ class Settings(BaseModel):
         except OSError as error:
             where = error.filename or self.instance_dir
             raise ConfigError(f"INSTANCE_DIR: {where} cannot be used: {error.strerror}.") from None
+
+    def encryption_keys(self) -> list[str]:
+        """Return the keys of secrets at rest: the first encrypts, all decrypt.
+
+        They are those of ``ENCRYPTION_KEY``, separated by commas, and then the one that signs tokens, which
+        encrypts where no other is set.
+
+        Raises:
+            ConfigError: when the instance directory cannot be used.
+        """
+        keys = (self.encryption_key or "").split(",")
+        return [*(key.strip() for key in keys if key.strip()), self.signing_key()]
 
 
 def _kept_secret(path: Path) -> str:

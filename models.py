@@ -76,11 +76,25 @@ class Status(IntEnum):
 
 
 class CallbackStatus(StrEnum):
-    """Where a callback stands: to be sent, answered with a 2xx, or given up."""
+    """Where a callback stands.
+
+    ``pending``: to be sent at ``next_attempt_at``. ``waiting``: behind an endpoint that is not to be sent
+    more for now. ``held``: kept, because its endpoint is disabled. ``delivered``: answered with a 2xx.
+    ``exhausted``: given up.
+    """
 
     PENDING = "pending"
+    WAITING = "waiting"
+    HELD = "held"
     DELIVERED = "delivered"
     EXHAUSTED = "exhausted"
+
+
+PLATFORM_ID = 0
+"""The platform's ``company_id`` where endpoints are kept: no company has it."""
+
+FREQUENT_TYPES = ("company_package.renewed", "payment.declined", "payment.succeeded")
+"""What collection writes: so much of it that the other types have an index of their own."""
 
 
 def one_of(column: str, *values: int | str) -> CheckConstraint:
@@ -95,14 +109,16 @@ def is_currency() -> CheckConstraint:
 
 
 class Company(Base):
-    """A store. ``billing_day`` is set once, at registration; ``passivated_at`` only for non-payment."""
+    """A store. ``billing_day`` is set once, at registration; ``passivated_at`` only for non-payment.
+
+    ``sequence`` is how many changes there were: the latest one's ``data.sequence`` in callbacks.
+    """
 
     __tablename__ = "companies"
     __table_args__ = (
         one_of("status", *Status),
         CheckConstraint("billing_day BETWEEN 1 AND 31", name="billing_day"),
         CheckConstraint("passivated_at IS NULL OR status = 0", name="passivated_at"),
-        CheckConstraint("(callback_url IS NULL) = (callback_secret IS NULL)", name="callback_secret"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -113,10 +129,10 @@ class Company(Base):
     email: Mapped[str]
     status: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     callback_url: Mapped[str | None]
-    callback_secret: Mapped[str | None]
     billing_day: Mapped[int] = mapped_column(SmallInteger)
     registered_at: Mapped[datetime]
     passivated_at: Mapped[datetime | None]
+    sequence: Mapped[int] = mapped_column(server_default=text("0"), default=0)
 
 
 class Login(Base):
@@ -305,7 +321,8 @@ class Callback(Base):
     """A message about a change, for one recipient: written with the change, delivered by the worker.
 
     ``id`` is the ``webhook-id``; ``body`` is what is signed, the same bytes on every attempt. All instants
-    are real time. ``next_attempt_at`` is null once nothing more is to be sent.
+    are real time. ``next_attempt_at`` is set while the message is pending; ``attempts`` counts all attempts,
+    ``schedule_step`` those since the message was written or last replayed.
     """
 
     __tablename__ = "callbacks"
@@ -313,7 +330,39 @@ class Callback(Base):
         one_of("recipient", "platform", "company"),
         one_of("status", *CallbackStatus),
         CheckConstraint("(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
-        Index("callbacks_due_idx", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+        Index(
+            "callbacks_due_idx",
+            "recipient",
+            "next_attempt_at",
+            postgresql_where=text("next_attempt_at IS NOT NULL"),
+        ),
+        Index(
+            "callbacks_waiting_idx", "company_id", "created_at", postgresql_where=text("status = 'waiting'")
+        ),
+        # The lists, newest first: of all, of one company's endpoint, of what failed, of the rarer types.
+        Index("callbacks_newest_idx", "created_at", "company_id", "id"),
+        Index(
+            "callbacks_newest_of_company_idx",
+            "company_id",
+            "created_at",
+            "id",
+            postgresql_where=text("recipient = 'company'"),
+        ),
+        Index(
+            "callbacks_newest_failed_idx",
+            "created_at",
+            "company_id",
+            "id",
+            postgresql_where=text("status IN ('exhausted', 'held')"),
+        ),
+        Index(
+            "callbacks_newest_of_type_idx",
+            "type",
+            "created_at",
+            "company_id",
+            "id",
+            postgresql_where=text(f"type NOT IN {FREQUENT_TYPES}"),
+        ),
     )
 
     company_id: Mapped[int] = mapped_column(primary_key=True)
@@ -323,11 +372,90 @@ class Callback(Base):
     body: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=text("'pending'"))
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    schedule_step: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
-    last_attempt_at: Mapped[datetime | None]
-    last_status_code: Mapped[int | None] = mapped_column(SmallInteger)
-    last_error: Mapped[str | None]
+
+
+class CallbackAttempt(Base):
+    """One attempt to deliver a callback, and what came back: a status code, or an error."""
+
+    __tablename__ = "callback_attempts"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["company_id", "callback_id"], ["callbacks.company_id", "callbacks.id"], ondelete="CASCADE"
+        ),
+    )
+
+    company_id: Mapped[int] = mapped_column(primary_key=True)
+    callback_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    attempted_at: Mapped[datetime]
+    status_code: Mapped[int | None] = mapped_column(SmallInteger)
+    duration_ms: Mapped[int] = mapped_column(Integer)
+    error: Mapped[str | None]
+    answer: Mapped[str | None]
+
+
+class CallbackEndpoint(Base):
+    """Where a company's callbacks go, or the platform's (``company_id`` 0), and how it fares. Real time.
+
+    ``url`` is null once it was taken away. ``failures`` counts failed attempts in a row, since
+    ``failing_since``. Until ``open_until`` nothing is sent (the circuit breaker); then one message is tried.
+    A disabled endpoint is sent nothing.
+    """
+
+    __tablename__ = "callback_endpoints"
+    __table_args__ = (
+        one_of("disabled_reason", "gone", "failing"),
+        CheckConstraint("(disabled_at IS NULL) = (disabled_reason IS NULL)", name="disabled_at"),
+        CheckConstraint("(failures = 0) = (failing_since IS NULL)", name="failing_since"),
+        Index(
+            "callback_endpoints_waiting_idx",
+            text("open_until NULLS FIRST"),
+            postgresql_where=text("has_waiting"),
+        ),
+    )
+
+    company_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    url: Mapped[str | None]
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    failing_since: Mapped[datetime | None]
+    open_until: Mapped[datetime | None]
+    has_waiting: Mapped[bool] = mapped_column(server_default=text("false"))
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+
+
+class CallbackSecret(Base):
+    """A secret that signs an endpoint's messages, encrypted: the present one, or until ``expires_at``."""
+
+    __tablename__ = "callback_secrets"
+    __table_args__ = (
+        Index(
+            "callback_secrets_present_key",
+            "company_id",
+            unique=True,
+            postgresql_where=text("expires_at IS NULL"),
+        ),
+    )
+
+    company_id: Mapped[int] = mapped_column(
+        ForeignKey("callback_endpoints.company_id", ondelete="CASCADE"), primary_key=True
+    )
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    encrypted: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
+class Counter(Base):
+    """How often something rare happened, ever."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[int]
 
 
 class WorkerHeartbeat(Base):

@@ -62,7 +62,7 @@ class Worker:
         with app.app_context():
             self._engine = db.engine
             self._collector: Collector = make_collector(vade(), stop=self.stop)
-            self._deliverer: Deliverer = make_deliverer(vade().settings, stop=self.stop)
+            self._deliverer: Deliverer = make_deliverer(vade(), stop=self.stop)
             self._poll_s = vade().settings.worker_poll_s
             self._every_pass = vade().settings.production
 

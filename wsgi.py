@@ -9,6 +9,7 @@ import logs
 from billing.callbacks import Outbox
 from billing.clock import Clock
 from billing.gateways import load_gateway
+from billing.keyring import Keyring
 from blueprints import companies, company_packages, company_payments, docs, health, packages, sessions
 from config import ConfigError, Settings
 from database import engine_options
@@ -59,6 +60,7 @@ def carry_settings(app: Flask, settings: Settings) -> None:
         clock=Clock(settings.now),
         gateway=gateway,
         outbox=Outbox(by_platform=settings.callback_url is not None),
+        keyring=Keyring(settings.encryption_keys()),
     )
 
 

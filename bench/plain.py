@@ -9,15 +9,15 @@ from datetime import datetime
 import psycopg
 
 from bench.world import AS_OF
-from billing.documents import company_package_sql, company_sql, date_sql, instant_sql
+from billing.callbacks import message_id_sql
+from billing.documents import company_package_sql, company_sql, date_sql, instant_sql, period_sql
 from billing.payment_queue import PRORATED_SQL
 
 _BATCH = f"""
 WITH batch AS MATERIALIZED (
     SELECT cp.company_id, cp.id AS company_package_id, cp.start_date, cp.end_date, cp.currency, cp.package_id,
-        {PRORATED_SQL} AS amount_minor, md5(%(nonce)s || cp.id)::uuid AS id,
-        c.site_url, c.name, c.lastname, c.company_name, c.email, c.status, c.callback_url, c.registered_at
-    FROM company_packages cp JOIN companies c ON c.id = cp.company_id
+        {PRORATED_SQL} AS amount_minor, md5(%(nonce)s || cp.id)::uuid AS id
+    FROM company_packages cp
     WHERE cp.status = 1 AND cp.end_date <= %(today)s
         AND (cp.end_date, cp.company_id, cp.id) > (%(end_date)s, %(company_id)s, %(id)s)
     ORDER BY cp.end_date, cp.company_id, cp.id
@@ -48,8 +48,11 @@ WITH batch AS MATERIALIZED (
     SELECT company_id, company_package_id, start_date, end_date, 2, amount_minor, currency,
         %(now)s + interval '24 hours'
     FROM answered WHERE outcome = 0
+), changed AS (
+    UPDATE companies c SET sequence = c.sequence + 1 + a.outcome FROM answered a WHERE c.id = a.company_id
+    RETURNING a.*, c.sequence, {company_sql("c")}::text AS company
 ), told AS MATERIALIZED (
-    SELECT a.company_id, a.id, a.outcome, {company_sql("a").replace("a.id", "a.company_id")}::text AS company,
+    SELECT a.company_id, a.id, a.outcome, a.sequence, a.company, a.start_date, a.end_date,
         json_build_object('id', a.id, 'company_id', a.company_id,
             'company_package_id', a.company_package_id, 'attempt', 1, 'status', a.outcome,
             'amount_minor', a.amount_minor, 'currency', a.currency,
@@ -57,18 +60,21 @@ WITH batch AS MATERIALIZED (
             'reference', a.reference, 'decline_code', NULL,
             'attempted_at', {instant_sql("%(now)s")})::text AS payment,
         r.document AS company_package
-    FROM answered a LEFT JOIN rolled r ON r.company_id = a.company_id AND r.id = a.company_package_id
+    FROM changed a LEFT JOIN rolled r ON r.company_id = a.company_id AND r.id = a.company_package_id
 ), messages AS (
     SELECT company_id, id, CASE WHEN outcome = 1 THEN 'payment.succeeded' ELSE 'payment.declined' END AS type,
-        '{{"company":' || company || ',"payment":' || payment || '}}' AS data
+        '{{"company":' || company || ',"payment":' || payment
+            || ',"sequence":' || sequence - outcome || ',"previous":{{}}}}' AS data
     FROM told
     UNION ALL
     SELECT company_id, id, 'company_package.renewed',
-        '{{"company":' || company || ',"company_package":' || company_package || '}}'
+        '{{"company":' || company || ',"company_package":' || company_package
+            || ',"sequence":' || sequence || ',"previous":{{"company_package":'
+            || {period_sql("start_date", "end_date")} || '}}}}'
     FROM told WHERE outcome = 1
 ), written AS (
     INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at)
-    SELECT company_id, md5(id || type || 'platform')::uuid, 'platform', type,
+    SELECT company_id, {message_id_sql("company_id", "id || type || 'platform'")}, 'platform', type,
         '{{"type":"' || type || '","timestamp":"' || {instant_sql("%(now)s")} || '","data":' || data || '}}',
         %(now)s, %(now)s
     FROM messages

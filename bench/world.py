@@ -57,7 +57,7 @@ def make_app(url: str, **settings: str) -> Flask:
     """Return the application on a database, with a platform that listens."""
     defaults = {
         "DATABASE_URL": url,
-        "CALLBACK_URL": "http://127.0.0.1:9/",
+        "CALLBACK_URL": "http://127.0.0.1:1024/",
         "CALLBACK_SECRET": CALLBACK_SECRET,
         "JWT_SECRET_KEY": "bench" * 8,
         "VADE_NOW": AS_OF,

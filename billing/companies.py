@@ -1,7 +1,5 @@
 """Companies: register, log in, change."""
 
-import base64
-import secrets
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from billing import callback_endpoints
 from billing.callbacks import Outbox
+from billing.clock import Moment
 from billing.errors import CredentialsError, EmailTakenError, NotFoundError
+from billing.keyring import Keyring
 from billing.periods import billing_day_of
 from models import Company, Login, Status
 
@@ -79,7 +80,7 @@ def register(
         if is_unique_violation(error):
             raise EmailTakenError from None
         raise
-    outbox.write(session, "company.registered", company, now=now)
+    outbox.write(session, "company.registered", company, now=now, previous={"company": None})
     return company
 
 
@@ -117,7 +118,8 @@ def log_in(session: Session, company_id: int, *, now: datetime, outbox: Outbox) 
     if company is None:
         raise CredentialsError
     if activated is not None:
-        outbox.write(session, "company.activated", company, now=now)
+        previous = {"company": {"status": int(Status.PASSIVE)}}
+        outbox.write(session, "company.activated", company, now=now, previous=previous)
     return company
 
 
@@ -134,31 +136,34 @@ def change(
     company_id: int,
     changes: Mapping[str, str | None],
     *,
-    now: datetime,
+    moment: Moment,
     outbox: Outbox,
+    keyring: Keyring,
 ) -> tuple[Company, str | None]:
     """Change what a company says of itself; return it, and the secret of its new endpoint if it set one.
 
     A change to the values that stand changes nothing and tells nobody. A company that sets another
-    ``callback_url`` gets a new secret with it, and one that sets None loses both.
+    ``callback_url`` gets a new secret with it, and one that sets None loses both. Setting the one that
+    stands enables it again, where it was disabled.
     """
     company = session.get(Company, company_id, with_for_update={"key_share": True}, populate_existing=True)
     if company is None:
         raise NotFoundError("There is no company with this id.")
     changed = {field: value for field, value in changes.items() if getattr(company, field) != value}
+    if changes.get("callback_url") is not None and "callback_url" not in changed:
+        callback_endpoints.enable(session, company_id)
     if not changed:
         return company, None
+    previous = {"company": {field: getattr(company, field) for field in changed}}
     secret = None
     if "callback_url" in changed:
-        secret = new_secret() if changed["callback_url"] is not None else None
-        company.callback_secret = secret
+        url = changed["callback_url"]
+        if url is None:
+            callback_endpoints.remove(session, company_id)
+        else:
+            secret = callback_endpoints.put(session, company_id, url, keyring, now=moment.real)
     for field, value in changed.items():
         setattr(company, field, value)
     session.flush()
-    outbox.write(session, "company.updated", company, now=now)
+    outbox.write(session, "company.updated", company, now=moment.business, previous=previous)
     return company, secret
-
-
-def new_secret() -> str:
-    """Return a fresh Standard Webhooks secret of 32 random bytes."""
-    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()

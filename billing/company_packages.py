@@ -92,7 +92,8 @@ def assign(
     if company.passivated_at is not None:
         raise CompanyPassiveError
     about = {"company_package": company_package_document(company_package, package)}
-    outbox.write(session, "company_package.assigned", company, now=now, about=about)
+    previous = {"company_package": None}
+    outbox.write(session, "company_package.assigned", company, now=now, about=about, previous=previous)
     return company_package, package
 
 

@@ -5,8 +5,11 @@ thread for as long as it likes.
 """
 
 import contextlib
+import heapq
+import itertools
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -23,37 +26,77 @@ class _Limit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: list[socket.socket] = []
-        self._over = False
+        self.over = False
+        self.done = False
+
+    def finish(self) -> None:
+        with self._lock:
+            self.done = True
+            self._watched.clear()
 
     def watch(self, handle: socket.socket) -> None:
         with self._lock:
             self._watched.append(handle)
-            if self._over:
+            if self.over:
                 _end(handle)
 
     def end(self) -> None:
         with self._lock:
-            self._over = True
+            self.over = not self.done
             for handle in self._watched:
                 _end(handle)
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """End every connection that this thread makes in the block once some seconds are over.
+class _Watch:
+    """One thread that ends every limit whose time is up: a timer for each would cost a thread for each."""
 
-    What reads from it or writes to it then fails as if the other side had gone. Looking up a name is not
-    ended by it.
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._limits: list[tuple[float, int, _Limit]] = []
+        self._numbers = itertools.count()
+        self._started = False
+
+    def add(self, limit: _Limit, seconds: float) -> None:
+        with self._changed:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._run, name="time-limits", daemon=True).start()
+            at_s = time.monotonic() + seconds
+            first = not self._limits or at_s < self._limits[0][0]
+            heapq.heappush(self._limits, (at_s, next(self._numbers), limit))
+            if first:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._limits and self._limits[0][2].done:
+                    heapq.heappop(self._limits)
+                left_s = self._limits[0][0] - time.monotonic() if self._limits else None
+                if left_s is None or left_s > 0:
+                    self._changed.wait(left_s)
+                    continue
+                _, _, limit = heapq.heappop(self._limits)
+            limit.end()
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[_Limit]:
+    """End every connection that this thread makes or uses in the block once some seconds are over.
+
+    What reads from it or writes to it then fails as if the other side had gone, and the limit given is
+    ``over``. Looking up a name is not ended by it.
     """
     limit = _Limit()
-    timer = threading.Timer(seconds, limit.end)
-    timer.daemon = True
     _here.limit = limit
-    timer.start()
+    _watch.add(limit, seconds)
     try:
-        yield
+        yield limit
     finally:
-        timer.cancel()
+        limit.finish()
         _here.limit = None
 
 

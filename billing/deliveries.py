@@ -8,20 +8,26 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Engine, Row, select
 from sqlalchemy.orm import Session
 
-from billing.callbacks import COMPANY, PLATFORM
+from billing import breakers, callback_endpoints, delivery_queue
+from billing.addresses import AddressPolicy
+from billing.callback_endpoints import PlatformEndpoint
 from billing.clock import Clock
-from billing.senders import Attempt, Endpoint, Message, Sender
+from billing.delivery_queue import LEASE, Claim, Claimed
+from billing.keyring import Keyring
+from billing.lanes import ROOM, Lanes
+from billing.senders import GONE, SEND_TIMEOUT_S, Endpoint, Outgoing, Reply, Sender
 from billing.transactions import run_in_transaction
-from models import CallbackStatus
+from models import PLATFORM_ID, CallbackEndpoint, CallbackStatus
 
 logger = logging.getLogger(__name__)
 
@@ -30,39 +36,18 @@ SCHEDULE_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 STOP_TIMEOUT_S = 8.5
 """What messages under way are given once the worker is told to stop: all but a name that is not found."""
-THREADS = 16
-CLAIM_SIZE = 128
-LEASE = timedelta(seconds=120)
-"""How long a claimed message is left alone: longer than a whole claim takes at the timeouts' worst."""
 
-_CLAIM = text("""
-WITH due AS (
-    SELECT company_id, id FROM callbacks WHERE next_attempt_at <= :free_since
-    ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
-)
-UPDATE callbacks cb SET next_attempt_at = :leased_until
-FROM due LEFT JOIN companies c ON c.id = due.company_id
-WHERE cb.company_id = due.company_id AND cb.id = due.id
-RETURNING cb.company_id, cb.id, cb.recipient, cb.type, cb.body, cb.attempts, c.callback_url, c.callback_secret
-""")
+THREADS = 32
+CLAIM_SIZE = 192
+"""How many messages are claimed at once, from all endpoints: what the threads send within the lease."""
 
-_RECORD = text("""
-UPDATE callbacks cb
-SET status = a.status, attempts = (cb.attempts + 1)::smallint, next_attempt_at = a.next_attempt_at,
-    last_attempt_at = :real, last_status_code = a.status_code, last_error = a.error
-FROM unnest(CAST(:company_ids AS bigint[]), CAST(:ids AS uuid[]), CAST(:attempts AS smallint[]),
-        CAST(:statuses AS text[]), CAST(:next_attempts AS timestamptz[]), CAST(:status_codes AS smallint[]),
-        CAST(:errors AS text[]))
-    AS a(company_id, id, attempts, status, next_attempt_at, status_code, error)
-WHERE cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts AND cb.status = 'pending'
-""")
+PROBES = 4
+"""How many broken endpoints are tried again at once."""
 
-_RELEASE = text("""
-UPDATE callbacks cb SET next_attempt_at = :real
-FROM unnest(CAST(:company_ids AS bigint[]), CAST(:ids AS uuid[]), CAST(:attempts AS smallint[]))
-    AS a(company_id, id, attempts)
-WHERE cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts AND cb.status = 'pending'
-""")
+EMPTY_CLAIM_PAUSE_S = 0.25
+"""How long a pass that waits for slow endpoints looks for nothing more, once it found nothing."""
+
+_Attempt = tuple[Outgoing, Reply, datetime]
 
 
 @dataclass(slots=True)
@@ -77,147 +62,289 @@ class DeliveryResult:
     def add(self, status: CallbackStatus) -> None:
         """Count one recorded attempt."""
         self.delivered += status is CallbackStatus.DELIVERED
-        self.failed += status is CallbackStatus.PENDING
+        self.failed += status in {CallbackStatus.PENDING, CallbackStatus.HELD}
         self.exhausted += status is CallbackStatus.EXHAUSTED
 
 
 @dataclass(frozen=True)
 class Deliverer:
-    """What a delivery needs: the database, the real clock, and the platform's endpoint, if it has one."""
+    """What a delivery needs: the database, the platform's endpoint if it has one, and what may be sent."""
 
     engine: Engine
-    platform: Endpoint | None
-    allow_private: bool
+    platform: PlatformEndpoint | None
+    keyring: Keyring
+    policy: AddressPolicy
+    clock: Clock = field(default_factory=Clock)
+    per_endpoint: int = 8
+    """How many messages are sent to one endpoint at once."""
+    secret_overlap: timedelta = timedelta(days=1)
     stop: threading.Event = field(default_factory=threading.Event)
+    _proven: "OrderedDict[int, None]" = field(default_factory=OrderedDict)
 
-    def run_pass(self) -> DeliveryResult:
+    def run_pass(
+        self, *, rolling: bool = False, on_record: Callable[[DeliveryResult], None] = lambda _: None
+    ) -> DeliveryResult:
         """Send every message that is due, each at most once, and return what came of it.
 
         1. Claim some messages by moving their next attempt behind a lease.
         2. POST them from a few threads, with no transaction open.
-        3. Record what came back; until nothing more is due. Once ``stop`` is set, what was not sent is
-           released.
+        3. Record what came back, and how the endpoints fare; until nothing more is due. Once ``stop`` is
+           set, what was not sent is released.
+
+        A ``rolling`` pass also takes what becomes due while it runs: an endpoint that hangs delays nothing.
+        ``on_record`` is told the running total.
         """
-        started_s = time.monotonic()
-        result = DeliveryResult()
-        began = run_in_transaction(self.engine, Clock().read).real
-        sender = Sender(allow_private=self.allow_private)
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks")
+        return _Pass(self, rolling=rolling, on_record=on_record).run()
+
+
+class _Pass:
+    """One pass: its threads, what they are given, and what they bring back."""
+
+    def __init__(
+        self, deliverer: Deliverer, *, rolling: bool, on_record: Callable[[DeliveryResult], None]
+    ) -> None:
+        self._deliverer = deliverer
+        self._engine = deliverer.engine
+        self._rolling = rolling
+        self._on_record = on_record
+        self._result = DeliveryResult()
+        self._sender = Sender(deliverer.policy)
+        self._lanes = Lanes(threads=THREADS, per_endpoint=deliverer.per_endpoint, proven=deliverer._proven)
+        self._attempts: SimpleQueue[_Attempt] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._probes: set[int] = set()
+        # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
+        self._began = self._begin()
+        self._zero_s = time.monotonic()
+
+    def run(self) -> DeliveryResult:
+        """Make the pass."""
+        started_s, next_claim_s = time.monotonic(), 0.0
         try:
-            while not self.stop.is_set() and (claimed := self._claim(began)):
-                self._deliver(claimed, sender, pool, result)
+            while not self._deliverer.stop.is_set():
+                claimed = 0
+                was_idle = self._lanes.idle() and self._attempts.empty()
+                if was_idle or (self._lanes.hungry() and time.monotonic() >= next_claim_s):
+                    claimed = self._claim()
+                    next_claim_s = 0.0 if claimed else time.monotonic() + EMPTY_CLAIM_PAUSE_S
+                if was_idle and not claimed:
+                    break
+                self._record(self._finished(wait_s=0.0 if claimed else 0.1))
+            self._stop()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        result.seconds = time.monotonic() - started_s
-        return result
+            self._lanes.close()
+        self._result.seconds = time.monotonic() - started_s
+        return self._result
 
-    def _claim(self, began: datetime) -> tuple[datetime, list[Message]] | None:
-        def claim(session: Session) -> tuple[datetime, Sequence[Row[Any]]]:
-            real = Clock().read(session).real
-            values = {"free_since": began, "leased_until": real + LEASE, "size": CLAIM_SIZE}
-            return real, session.execute(_CLAIM, values).all()
+    def _begin(self) -> datetime:
+        """Return the present, once the platform's endpoint is as the settings have it."""
 
-        real, rows = run_in_transaction(self.engine, claim)
-        messages = []
-        for row in rows:
-            endpoint = self.platform
-            if row.recipient != PLATFORM:
-                endpoint = Endpoint(row.callback_url, row.callback_secret) if row.callback_url else None
-            messages.append(
-                Message(
-                    company_id=row.company_id,
-                    id=row.id,
-                    recipient=row.recipient,
-                    type=row.type,
-                    body=row.body,
-                    attempts=row.attempts,
-                    endpoint=endpoint,
+        def begin(session: Session) -> datetime:
+            now = Clock().read(session).real
+            if self._deliverer.platform is not None:
+                callback_endpoints.put_platform(
+                    session,
+                    self._deliverer.platform,
+                    self._deliverer.keyring,
+                    now=now,
+                    overlap=self._deliverer.secret_overlap,
+                )
+            return now
+
+        return run_in_transaction(self._engine, begin)
+
+    def _now(self) -> datetime:
+        return self._began + timedelta(seconds=time.monotonic() - self._zero_s)
+
+    def _claim(self) -> int:
+        """Claim what can be sent now, and give it to the threads; return how many messages moved."""
+        deliverer, lanes = self._deliverer, self._lanes
+
+        def claim(session: Session) -> tuple[list[Claim], dict[int, Endpoint]]:
+            now = Clock().read(session).real
+            free_since = now if self._rolling else self._began
+            rooms, probes = lanes.rooms(), max(0, PROBES - len(self._probes))
+            claims = [
+                delivery_queue.claim_companies(
+                    session, now=now, free_since=free_since, size=CLAIM_SIZE, room=ROOM, rooms=rooms
+                )
+            ]
+            left = CLAIM_SIZE - len(claims[0].messages)
+            for claimed in claims[0].messages:
+                rooms[claimed.endpoint_id] = rooms.get(claimed.endpoint_id, ROOM) - 1
+            claims.append(
+                delivery_queue.claim_waiting(
+                    session, now=now, size=left, room=ROOM, rooms=rooms, probes=probes
                 )
             )
-        return (real, messages) if messages else None
+            if deliverer.platform is not None:
+                claims.append(
+                    delivery_queue.claim_platform(
+                        session,
+                        now=now,
+                        free_since=free_since,
+                        size=lanes.room(PLATFORM_ID),
+                        probe=probes > 0,
+                    )
+                )
+            ids = {message.endpoint_id for claim in claims for message in claim.messages}
+            return claims, self._endpoints(session, ids, now=now)
 
-    def _deliver(
-        self,
-        claimed: tuple[datetime, list[Message]],
-        sender: Sender,
-        pool: ThreadPoolExecutor,
-        result: DeliveryResult,
-    ) -> None:
-        real, messages = claimed
-        # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
-        zero_s = time.monotonic()
-        open_: dict[Future[Attempt | None], Message] = {
-            pool.submit(self._send, sender, message, real, zero_s): message for message in messages
+        until_s = time.monotonic() + LEASE.total_seconds() - 2 * SEND_TIMEOUT_S
+        claims, endpoints = run_in_transaction(self._engine, claim)
+        for claim_ in claims:
+            self._result.exhausted += claim_.exhausted
+        messages = [message for claim_ in claims for message in claim_.messages]
+        if messages:
+            self._start_threads()
+            lanes.add([Outgoing(m, endpoints[m.endpoint_id], until_s) for m in messages])
+        return len(messages) + sum(claim_.moved for claim_ in claims)
+
+    def _endpoints(self, session: Session, ids: set[int], *, now: datetime) -> dict[int, Endpoint]:
+        if not ids:
+            return {}
+        rows = session.execute(
+            select(CallbackEndpoint.company_id, CallbackEndpoint.url, CallbackEndpoint.open_until).where(
+                CallbackEndpoint.company_id.in_(ids)
+            )
+        ).all()
+        self._probes |= {row.company_id for row in rows if row.open_until is not None}
+        encrypted = callback_endpoints.read_secrets(session, list(ids), now=now)
+        readable = self._deliverer.keyring.readable
+        return {
+            row.company_id: Endpoint(row.url, tuple(readable(encrypted.get(row.company_id, ()))))
+            for row in rows
         }
-        give_up_s: float | None = None
-        while open_ and (give_up_s is None or time.monotonic() < give_up_s):
-            done, _ = wait(open_, timeout=0.5)
-            if self.stop.is_set() and give_up_s is None:
-                give_up_s = time.monotonic() + STOP_TIMEOUT_S
-            attempts = {future: future.result() for future in done}
-            self._record([attempt for attempt in attempts.values() if attempt is not None], result)
-            self._release([open_[future] for future, attempt in attempts.items() if attempt is None])
-            for future in done:
-                del open_[future]
 
-    def _send(self, sender: Sender, message: Message, real: datetime, zero_s: float) -> Attempt | None:
-        """Send a message, or return None where nothing is to be begun any more."""
-        if self.stop.is_set():
-            return None
-        return sender.send(message, sent_at=real + timedelta(seconds=time.monotonic() - zero_s))
+    def _start_threads(self) -> None:
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._send_all, name=f"callbacks-{number}", daemon=True)
+                for number in range(THREADS)
+            ]
+            for thread in self._threads:
+                thread.start()
 
-    def _record(self, attempts: Sequence[Attempt], result: DeliveryResult) -> None:
+    def _send_all(self) -> None:
+        """Send one message after another, until there are no more."""
+        while (taken := self._lanes.take()) is not None:
+            outgoing, was_proven = taken
+            reply = Reply()
+            try:
+                # What waited longer than its lease is someone else's by now.
+                if time.monotonic() < outgoing.until_s:
+                    message, sent_at = outgoing.message, self._now()
+                    reply = self._sender.send(outgoing.endpoint, message.id, message.body, sent_at=sent_at)
+                    self._attempts.put((outgoing, reply, sent_at))
+            finally:
+                self._lanes.done(
+                    outgoing,
+                    was_proven=was_proven,
+                    succeeded=reply.succeeded,
+                    seconds=reply.duration_s,
+                )
+
+    def _finished(self, *, wait_s: float) -> list[_Attempt]:
+        """Return the attempts that are finished, after waiting for the first."""
+        finished = []
+        try:
+            finished.append(self._attempts.get(timeout=wait_s) if wait_s else self._attempts.get_nowait())
+            while True:
+                finished.append(self._attempts.get_nowait())
+        except Empty:
+            return finished
+
+    def _record(self, attempts: Sequence[_Attempt]) -> None:
+        """Write what came back, and take back what is not to be sent to a broken endpoint now."""
         if not attempts:
             return
 
-        def record(session: Session) -> list[CallbackStatus]:
-            real = Clock().read(session).real
-            verdicts = [_verdict(attempt, real) for attempt in attempts]
-            session.execute(
-                _RECORD,
-                _keys([attempt.message for attempt in attempts])
-                | {
-                    "real": real,
-                    "statuses": [str(status) for status, _ in verdicts],
-                    "next_attempts": [next_attempt_at for _, next_attempt_at in verdicts],
-                    "status_codes": [attempt.status_code for attempt in attempts],
-                    "errors": [attempt.error for attempt in attempts],
-                },
+        def record(session: Session) -> tuple[list[CallbackStatus], Sequence[Row[Any]], int]:
+            moment = self._deliverer.clock.read(session)
+            now = moment.real
+            changed = breakers.note(session, [(outgoing, reply) for outgoing, reply, _ in attempts], now=now)
+            disabled = {row.company_id for row in changed if row.disabled_at is not None}
+            verdicts = [
+                _verdict(outgoing.message, reply, now, disabled=outgoing.endpoint_id in disabled)
+                for outgoing, reply, _ in attempts
+            ]
+            delivery_queue.record(
+                session,
+                [outgoing.message for outgoing, _, _ in attempts],
+                statuses=[str(status) for status, _ in verdicts],
+                next_attempts=[next_attempt_at for _, next_attempt_at in verdicts],
+                attempted_ats=[sent_at for _, _, sent_at in attempts],
+                status_codes=[reply.status_code for _, reply, _ in attempts],
+                durations_ms=[reply.duration_ms for _, reply, _ in attempts],
+                errors=[reply.error for _, reply, _ in attempts],
+                answers=[reply.answer for _, reply, _ in attempts],
             )
-            return [status for status, _ in verdicts]
+            ended = [row for row in changed if row.disabled_at is not None]
+            total = breakers.tell_disabled(
+                session, ended, now=moment.business, by_platform=self._deliverer.platform is not None
+            )
+            return [status for status, _ in verdicts], changed, total
 
-        for attempt, status in zip(attempts, run_in_transaction(self.engine, record), strict=True):
-            result.add(status)
+        statuses, changed, disabled_total = run_in_transaction(self._engine, record)
+        for (outgoing, _, _), status in zip(attempts, statuses, strict=True):
+            self._probes.discard(outgoing.endpoint_id)
+            self._result.add(status)
             if status is CallbackStatus.EXHAUSTED:
                 logger.error(
                     "a callback is given up",
-                    extra={"webhook_id": str(attempt.message.id), "type": attempt.message.type},
+                    extra={"webhook_id": str(outgoing.message.id), "type": outgoing.message.type},
                 )
+        for row in changed:
+            if row.disabled_at is not None:
+                logger.error(
+                    "a callback endpoint is disabled",
+                    extra={
+                        "company_id": row.company_id,
+                        "reason": row.disabled_reason,
+                        "callback_endpoints_disabled_total": disabled_total,
+                    },
+                )
+                self._put_back(self._lanes.drop(row.company_id), "held")
+            elif row.open_until is not None:
+                self._put_back(self._lanes.drop(row.company_id), "waiting")
+        self._on_record(self._result)
 
-    def _release(self, messages: Sequence[Message]) -> None:
-        def release(session: Session) -> None:
-            session.execute(_RELEASE, _keys(messages) | {"real": Clock().read(session).real})
+    def _stop(self) -> None:
+        """Give back what was not begun, and record what is under way as long as there is time."""
+        self._put_back(self._lanes.drop(), "pending")
+        self._lanes.close()
+        give_up_s = time.monotonic() + STOP_TIMEOUT_S
+        while not (self._lanes.idle() and self._attempts.empty()) and time.monotonic() < give_up_s:
+            self._record(self._finished(wait_s=0.1))
 
-        if messages:
-            run_in_transaction(self.engine, release)
+    def _put_back(self, dropped: Sequence[Outgoing], status: str) -> None:
+        if not dropped:
+            return
+        messages = [outgoing.message for outgoing in dropped]
+        # The platform's messages wait where they are: in the index of what is due, which only they are in.
+        statuses = [
+            "pending" if message.endpoint_id == PLATFORM_ID and status == "waiting" else status
+            for message in messages
+        ]
+
+        def put_back(session: Session) -> None:
+            delivery_queue.put_back(session, messages, statuses, now=Clock().read(session).real)
+
+        run_in_transaction(self._engine, put_back)
 
 
-def _verdict(attempt: Attempt, real: datetime) -> tuple[CallbackStatus, datetime | None]:
+def _verdict(
+    message: Claimed, reply: Reply, now: datetime, *, disabled: bool
+) -> tuple[CallbackStatus, datetime | None]:
     """Return what an attempt makes of its message, and when it is tried again."""
-    if attempt.succeeded:
+    if reply.succeeded:
         return CallbackStatus.DELIVERED, None
-    # A company took its endpoint away; a platform without one is more likely a setting that is missing here.
-    unwanted = attempt.message.endpoint is None and attempt.message.recipient == COMPANY
-    if unwanted or attempt.message.attempts >= len(SCHEDULE_S):
+    if reply.status_code == GONE and disabled:
+        return CallbackStatus.HELD, None
+    if message.schedule_step >= len(SCHEDULE_S):
         return CallbackStatus.EXHAUSTED, None
     jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads the load, keeps no secret
-    pause = timedelta(seconds=SCHEDULE_S[attempt.message.attempts] * jitter)
-    return CallbackStatus.PENDING, real + pause
-
-
-def _keys(messages: Sequence[Message]) -> dict[str, list[object]]:
-    return {
-        "company_ids": [message.company_id for message in messages],
-        "ids": [message.id for message in messages],
-        "attempts": [message.attempts for message in messages],
-    }
+    pause_s = SCHEDULE_S[message.schedule_step] * jitter
+    if reply.retry_after_s is not None:
+        pause_s = max(pause_s, min(reply.retry_after_s, breakers.LONGEST_RETRY_AFTER_S))
+    return CallbackStatus.PENDING, now + timedelta(seconds=pause_s)

@@ -45,8 +45,8 @@ def company_document(row: Any) -> Document:
     }
 
 
-def company_sql(row: str, *, status: str | None = None) -> str:
-    """Return the SQL of `company_document` for a row's alias, with another status where one is given."""
+def company_sql(row: str) -> str:
+    """Return the SQL of `company_document` for a row's alias."""
     return _sql(
         {
             "id": f"{row}.id",
@@ -55,7 +55,7 @@ def company_sql(row: str, *, status: str | None = None) -> str:
             "lastname": f"{row}.lastname",
             "company_name": f"{row}.company_name",
             "email": f"{row}.email",
-            "status": status or f"{row}.status",
+            "status": f"{row}.status",
             "callback_url": f"{row}.callback_url",
             "registered_at": instant_sql(f"{row}.registered_at"),
         }
@@ -104,6 +104,11 @@ def company_package_sql(row: str, package: str) -> str:
             "package": package_sql(package),
         }
     )
+
+
+def period_sql(start_date: str, end_date: str) -> str:
+    """Return the SQL of the members of a company package that a roll-over changes."""
+    return _sql({"start_date": date_sql(start_date), "end_date": date_sql(end_date)})
 
 
 def payment_document(row: Any) -> Document:

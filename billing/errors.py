@@ -83,6 +83,30 @@ class CompanyPassiveError(VadeError):
     title = "Company passive"
 
 
+class EndpointMissingError(VadeError):
+    """There is no callback endpoint."""
+
+    status = 404
+    slug = "callback-endpoint-missing"
+    title = "Callback endpoint missing"
+
+
+class EndpointDisabledError(VadeError):
+    """The callback endpoint is disabled: enable it first, by a ping that it answers with a 2xx."""
+
+    status = 409
+    slug = "callback-endpoint-disabled"
+    title = "Callback endpoint disabled"
+
+
+class TooManySecretsError(VadeError):
+    """Too many former secrets still sign: wait until one of them expires."""
+
+    status = 409
+    slug = "too-many-secrets"
+    title = "Too many secrets"
+
+
 class RateLimitError(VadeError):
     """Too many requests: try again later."""
 

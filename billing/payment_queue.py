@@ -22,9 +22,17 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from billing.callbacks import message_id_sql
 from billing.clock import Moment
-from billing.documents import company_package_sql, company_sql, instant_text, payment_sql
+from billing.documents import (
+    company_package_sql,
+    company_sql,
+    instant_text,
+    payment_sql,
+    period_sql,
+)
 from billing.periods import BillingPeriod, PackagePeriod, business_date, open_period
+from billing.transactions import prefer_indexes
 from models import MAXIMUM_ATTEMPTS
 
 RETRY_AFTER = timedelta(hours=24)
@@ -157,37 +165,45 @@ _OF_JOB = """j.company_id = a.company_id AND j.company_package_id = a.company_pa
 
 # A closed package is written before its company, the order in which an assignment takes them too, so that
 # the two never wait for each other. Nothing but `settled` is joined with anything but a key.
+# What a settlement changes of a company is counted and shown by one UPDATE: whoever changed the company a
+# moment before is waited for, so that a message with a later sequence never shows an earlier company.
 _SETTLE = text(f"""
 WITH settled AS (
     DELETE FROM payment_jobs j
     USING {_JOBS}, CAST(:outcomes AS smallint[]), CAST(:references AS text[]), CAST(:decline_codes AS text[]),
         CAST(:next_end_dates AS date[]), CAST(:next_full_days AS smallint[]))
         AS a(company_id, company_package_id, period_start, key, outcome, reference, decline_code,
-            next_end_date, next_full_days), companies c
-    WHERE {_OF_JOB} AND c.id = j.company_id
+            next_end_date, next_full_days)
+    WHERE {_OF_JOB}
     RETURNING j.*, a.outcome, a.reference, a.decline_code, a.next_end_date, a.next_full_days,
-        a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} AS given_up,
-        c.callback_url IS NOT NULL AS by_company,
-        CASE WHEN :by_platform OR c.callback_url IS NOT NULL THEN {
-    company_sql(
-        "c", status=f"CASE WHEN a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} THEN 0 ELSE c.status END"
-    )
-}::text END AS company
+        a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} AS given_up
 ), paid AS (
     INSERT INTO company_payments (id, company_id, company_package_id, attempt, status, amount_minor,
         currency, period_start, period_end, reference, decline_code, attempted_at)
     SELECT idempotency_key, company_id, company_package_id, attempt, outcome, amount_minor,
         currency, period_start, period_end, reference, decline_code, :attempted_at
     FROM settled WHERE outcome <= 1
+), changed AS (
+    UPDATE companies c
+    SET sequence = c.sequence + CASE WHEN s.outcome = 1 OR s.given_up THEN 2 ELSE 1 END,
+        status = CASE WHEN s.given_up THEN 0 ELSE c.status END,
+        passivated_at = CASE WHEN s.given_up THEN :attempted_at ELSE c.passivated_at END
+    FROM settled s WHERE c.id = s.company_id
+    RETURNING s.*, c.sequence, c.callback_url IS NOT NULL AS by_company,
+        CASE WHEN :by_platform OR c.callback_url IS NOT NULL THEN {company_sql("c")}::text END AS company,
+        CASE WHEN s.given_up AND (SELECT b.status FROM companies b WHERE b.id = s.company_id) = 1
+            THEN '{{"company":{{"status"\\:1}}}}' ELSE '{{}}' END AS previous
 ), rolled AS (
     UPDATE company_packages cp
     SET start_date = s.period_end, end_date = s.next_end_date, full_days = s.next_full_days,
         price_minor = p.price_minor, currency = p.currency
-    FROM settled s, packages p
+    FROM changed s, packages p
     WHERE s.outcome >= 1 AND cp.company_id = s.company_id AND cp.id = s.company_package_id
         AND cp.start_date = s.period_start AND p.id = cp.package_id
-    RETURNING s.company_id, s.idempotency_key, s.by_company, s.company,
-        CASE WHEN s.company IS NOT NULL THEN {company_package_sql("cp", "p")}::text END AS company_package
+    RETURNING s.company_id, s.idempotency_key, s.sequence, s.by_company, s.company,
+        CASE WHEN s.company IS NOT NULL THEN {company_package_sql("cp", "p")}::text END AS company_package,
+        CASE WHEN s.company IS NOT NULL THEN {period_sql("s.period_start", "s.period_end")}::text END
+            AS previous
 ), retried AS (
     INSERT INTO payment_jobs (company_id, company_package_id, period_start, period_end, attempt,
         amount_minor, currency, next_attempt_at)
@@ -197,26 +213,28 @@ WITH settled AS (
 ), closed AS (
     UPDATE company_packages cp SET status = 0 FROM settled s
     WHERE s.given_up AND cp.company_id = s.company_id AND cp.id = s.company_package_id
-    RETURNING cp.company_id
-), passivated AS (
-    UPDATE companies c SET status = 0, passivated_at = :attempted_at FROM closed
-    WHERE c.id = closed.company_id
 ), messages AS MATERIALIZED (
     SELECT company_id, idempotency_key, by_company,
         CASE WHEN outcome = 1 THEN 'payment.succeeded' ELSE 'payment.declined' END AS type,
         '{{"company":' || company || ',"payment":'
-            || {payment_sql("s", attempted_at="CAST(:timestamp AS text)")} || '}}' AS data
-    FROM settled s WHERE outcome <= 1 AND company IS NOT NULL
+            || {payment_sql("s", attempted_at="CAST(:timestamp AS text)")}
+            || ',"sequence":' || CASE WHEN outcome = 1 OR given_up THEN sequence - 1 ELSE sequence END
+            || ',"previous":' || previous || '}}' AS data
+    FROM changed s WHERE outcome <= 1 AND company IS NOT NULL
     UNION ALL
     SELECT company_id, idempotency_key, by_company, 'company_package.renewed',
-        '{{"company":' || company || ',"company_package":' || company_package || '}}'
+        '{{"company":' || company || ',"company_package":' || company_package
+            || ',"sequence":' || sequence
+            || ',"previous":{{"company_package":' || previous || '}}}}'
     FROM rolled WHERE company IS NOT NULL
     UNION ALL
-    SELECT company_id, idempotency_key, by_company, 'company.passivated', '{{"company":' || company || '}}'
-    FROM settled WHERE given_up AND company IS NOT NULL
+    SELECT company_id, idempotency_key, by_company, 'company.passivated',
+        '{{"company":' || company || ',"sequence":' || sequence || ',"previous":' || previous || '}}'
+    FROM changed WHERE given_up AND company IS NOT NULL
 ), written AS (
     INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at)
-    SELECT m.company_id, md5(m.idempotency_key || m.type || r.recipient)::uuid, r.recipient, m.type,
+    SELECT m.company_id, {message_id_sql("m.company_id", "m.idempotency_key || m.type || r.recipient")},
+        r.recipient, m.type,
         '{{"type":"' || m.type || '","timestamp":"' || CAST(:timestamp AS text)
             || '","data":' || m.data || '}}',
         :real, :real
@@ -233,12 +251,6 @@ FROM {_JOBS}, CAST(:leased_untils AS timestamptz[]), CAST(:outages AS integer[])
     AS a(company_id, company_package_id, period_start, key, leased_until, outages)
 WHERE {_OF_JOB}
 """)  # noqa: S608 - built from constants
-
-# A batch is a handful of rows of a huge table: always by index, whatever the statistics say that moment.
-_PREFER_INDEXES = text("""
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-    set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
-""")
 
 # One process queues at a time. What it queued may be lost in a crash of the database until the next claim,
 # which waits for the disk, and with itself for all that came before: it would only be queued again.
@@ -258,7 +270,7 @@ def enqueue(
     from 00:00 of its end date in ``zone``.
     """
     session.execute(_ALONE, {"key": ENQUEUE_LOCK})
-    session.execute(_PREFER_INDEXES)
+    prefer_indexes(session)
     last = session.execute(
         _ENQUEUE,
         {
@@ -283,7 +295,7 @@ def claim(
 
     An attempt that has no idempotency key gets a fresh random one; one that was begun keeps its own.
     """
-    session.execute(_PREFER_INDEXES)
+    prefer_indexes(session)
     rows = session.execute(
         _CLAIM,
         {
@@ -309,7 +321,7 @@ def settle(
     5. The callbacks are written, to the platform where ``by_platform``, and to companies that listen.
     """
     following = [answer.job.next_period() for answer in answers]
-    session.execute(_PREFER_INDEXES)
+    prefer_indexes(session)
     rows = session.execute(
         _SETTLE,
         _keys([a.job for a in answers])
@@ -351,7 +363,7 @@ def oldest_due(session: Session, now: datetime) -> datetime | None:
 
 
 def _move(session: Session, jobs: Sequence[Job], until: list[datetime], *, outages: int) -> None:
-    session.execute(_PREFER_INDEXES)
+    prefer_indexes(session)
     session.execute(_MOVE, _keys(jobs) | {"leased_untils": until, "outages": [outages] * len(jobs)})
 
 

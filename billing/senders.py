@@ -2,107 +2,181 @@
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
+from http.cookiejar import DefaultCookiePolicy
 from uuid import UUID
 
 import requests
 from standardwebhooks import Webhook
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util import Retry
 
-from billing.connections import TimeLimitedAdapter, time_limit
-from billing.endpoints import PublicOnlyAdapter
+from billing.addresses import AddressPolicy, CheckedAdapter, RefusedAddressError
+from billing.connections import time_limit
+from billing.delivery_queue import Claimed
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 3.05
 READ_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 8.0
-"""What one message may take in all, from connecting to the answer's headers."""
+"""What one message may take in all, from connecting to the end of what is read of the answer."""
+
+ANSWER_BYTES = 1024
+"""How much of an answer is read and kept. Its status says all that Vade wants to know."""
+
+GONE = 410
+ASKING_FOR_TIME = frozenset({429, 503})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where messages go, and the secret that signs them."""
+    """Where messages go, and the secrets that sign them: newest first, none where none can be read."""
 
     url: str
-    secret: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A claimed callback; ``endpoint`` is None where its recipient has none any more."""
+class Outgoing:
+    """A claimed message on its way to its endpoint; later than ``until_s`` (monotonic) it is not ours."""
 
-    company_id: int
-    id: UUID
-    recipient: str
-    type: str
-    body: str
-    attempts: int
-    endpoint: Endpoint | None
+    message: Claimed
+    endpoint: Endpoint
+    until_s: float
+
+    @property
+    def endpoint_id(self) -> int:
+        """Whose endpoint it is: a company's id, or the platform's."""
+        return self.message.endpoint_id
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came back: a status code, or an error where there was no answer."""
+class Reply:
+    """What came back: a status code and the beginning of the answer, or an error where there was none."""
 
-    message: Message
     status_code: int | None = None
     error: str | None = None
+    answer: str | None = None
+    duration_s: float = 0.0
+    retry_after_s: float | None = None
+    """How long the endpoint asked to be left alone."""
 
     @property
     def succeeded(self) -> bool:
         """Any 2xx is a success; a redirect is not followed, and is none."""
         return self.status_code is not None and 200 <= self.status_code < 300
 
+    @property
+    def duration_ms(self) -> int:
+        """How long it took, in whole milliseconds."""
+        return round(self.duration_s * 1000)
+
 
 class Sender:
-    """Sends messages, from any number of threads; to public addresses only, unless ``allow_private``."""
+    """Sends messages, from any number of threads; only to addresses that the policy allows."""
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
+    def __init__(self, policy: AddressPolicy) -> None:
+        self._policy = policy
         self._local = threading.local()
 
-    def send(self, message: Message, *, sent_at: datetime) -> Attempt:
+    def send(self, endpoint: Endpoint, id_: UUID, body: str, *, sent_at: datetime) -> Reply:
         """POST a message, signed, at real time ``sent_at``; whatever happens is what came of the attempt."""
-        if message.endpoint is None:
-            return Attempt(message, error="the endpoint is gone")
+        if not endpoint.secrets:
+            return Reply(error="The endpoint's secret cannot be decrypted.")
+        began_s = time.monotonic()
         try:
-            with time_limit(SEND_TIMEOUT_S), self._post(message, message.endpoint, sent_at) as response:
-                return Attempt(message, status_code=response.status_code)
-        except (requests.RequestException, ValueError, OSError) as error:
+            with time_limit(SEND_TIMEOUT_S), self._post(endpoint, id_, body, sent_at) as response:
+                return Reply(
+                    status_code=response.status_code,
+                    answer=_beginning(response),
+                    duration_s=time.monotonic() - began_s,
+                    retry_after_s=_retry_after_s(response),
+                )
+        except RefusedAddressError as refusal:
+            # Told as it is, without what the name led to.
+            error = str(refusal)
+        except (requests.RequestException, HTTPError, ValueError, OSError) as failure:
             # ValueError: a URL that urllib3 cannot take, although it was one when it was saved.
-            return Attempt(message, error=type(error).__name__)
-        except Exception as error:
+            error = _told(failure)
+        except Exception as failure:
             # One message never stops the others.
-            logger.exception("a callback cannot be sent", extra={"webhook_id": str(message.id)})
-            return Attempt(message, error=type(error).__name__)
+            logger.exception("a callback cannot be sent", extra={"webhook_id": str(id_)})
+            error = _told(failure)
+        duration_s = time.monotonic() - began_s
+        if duration_s >= SEND_TIMEOUT_S:
+            error = f"No answer within {SEND_TIMEOUT_S:g} s."
+        return Reply(error=error, duration_s=duration_s)
 
-    def _post(self, message: Message, endpoint: Endpoint, sent_at: datetime) -> requests.Response:
-        id_ = str(message.id)
+    def _post(self, endpoint: Endpoint, id_: UUID, body: str, sent_at: datetime) -> requests.Response:
+        signatures = (_signer(secret).sign(str(id_), sent_at, body) for secret in endpoint.secrets)
         return self._session().post(
             endpoint.url,
-            data=message.body.encode(),
+            data=body.encode(),
             headers={
+                "accept-encoding": "identity",
                 "content-type": "application/json",
                 "user-agent": "Vade",
-                "webhook-id": id_,
+                "webhook-id": str(id_),
                 "webhook-timestamp": str(int(sent_at.timestamp())),
-                "webhook-signature": Webhook(endpoint.secret).sign(id_, sent_at, message.body),
+                "webhook-signature": " ".join(signatures),
             },
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
             allow_redirects=False,
-            # The answer's body is not read: its status says all.
             stream=True,
         )
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             session = requests.Session()
-            # Proxies and credentials of the machine's environment are not for callbacks.
+            # Proxies and credentials of the machine's environment are not for callbacks, nor are cookies.
             session.trust_env = False
-            adapter = TimeLimitedAdapter() if self._allow_private else PublicOnlyAdapter()
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            adapter = CheckedAdapter(self._policy)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             self._local.session = session
         found: requests.Session = self._local.session
         return found
+
+
+def _told(failure: Exception) -> str:
+    """Return what the endpoint's owner is told, which is nothing of what an address led to."""
+    if isinstance(failure, requests.exceptions.SSLError):
+        return "TLS failed: the certificate or the handshake is not valid."
+    if isinstance(failure, requests.ConnectTimeout):
+        return f"No connection within {CONNECT_TIMEOUT_S:g} s."
+    if isinstance(failure, requests.ReadTimeout):
+        return f"No answer within {READ_TIMEOUT_S:g} s."
+    if isinstance(failure, requests.ConnectionError):
+        return "The connection failed or was closed before an answer."
+    return f"It could not be sent: {type(failure).__name__}."
+
+
+@lru_cache(maxsize=1024)
+def _signer(secret: str) -> Webhook:
+    return Webhook(secret)
+
+
+def _beginning(response: requests.Response) -> str:
+    """Return the first bytes of an answer as text that a database can keep; an answer may break off there."""
+    try:
+        # Not decoded: a small answer can unpack to an enormous one.
+        beginning = response.raw.read(ANSWER_BYTES, decode_content=False)
+    except (HTTPError, OSError, ValueError):
+        beginning = b""
+    text: str = beginning.decode("utf-8", "replace")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _retry_after_s(response: requests.Response) -> float | None:
+    value = response.headers.get("retry-after")
+    if response.status_code not in ASKING_FOR_TIME or value is None:
+        return None
+    try:
+        return max(0.0, Retry().parse_retry_after(value))
+    except (InvalidHeader, ValueError, OverflowError):
+        return None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,11 @@ REFUSED = frozenset({"22", "23", "44", "54", "P0", "XX"})
 """SQLSTATE classes with which the database refuses a row: data, constraints, limits, triggers, rot."""
 
 TRIES = 5
+
+_PREFER_INDEXES = text("""
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
+""")
 
 T = TypeVar("T")
 
@@ -37,6 +42,14 @@ def run_in_transaction(engine: Engine, work: Callable[[Session], T]) -> T:
             if try_ == TRIES or not (error.connection_invalidated or sqlstate(error) in TRANSIENT):
                 raise
         time.sleep(random.uniform(0, 0.05 * try_))  # noqa: S311 - jitter, no secret
+
+
+def prefer_indexes(session: Session) -> None:
+    """Let the transaction's queries go by index, whatever the statistics say that moment.
+
+    For batches: a handful of rows of a huge table.
+    """
+    session.execute(_PREFER_INDEXES)
 
 
 def refuses_a_row(error: DBAPIError) -> bool:

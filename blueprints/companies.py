@@ -6,8 +6,8 @@ from flask_openapi3 import APIBlueprint
 from pydantic import field_validator
 
 from billing import companies
+from billing.addresses import refusal
 from billing.documents import company_document
-from billing.endpoints import refusal
 from web.access import Access, company_id, open_to
 from web.context import transaction, vade
 from web.openapi import tag
@@ -30,7 +30,7 @@ class CompanyChanges(BodyModel):
     @field_validator("callback_url")
     @classmethod
     def _is_reachable(cls, url: str | None) -> str | None:
-        reason = url and refusal(url, allow_private=vade().settings.callback_allow_private)
+        reason = url and refusal(url, vade().address_policy)
         if reason:
             raise ValueError(reason)
         return url
@@ -49,10 +49,13 @@ def get_company() -> dict[str, Any]:
 def change_company(body: CompanyChanges) -> dict[str, Any]:
     """Change any of the fields. A change to what already stands is no change, and sends no callback.
 
-    A new `callback_url` gets a secret of its own, which only this answer shows.
+    A new `callback_url` gets a secret of its own, which only this answer shows. Setting the one that stands
+    enables it again where it was disabled.
     """
     with transaction() as session:
-        now = vade().clock.read(session).business
+        moment = vade().clock.read(session)
         changes = body.model_dump(exclude_unset=True)
-        company, secret = companies.change(session, company_id(), changes, now=now, outbox=vade().outbox)
+        company, secret = companies.change(
+            session, company_id(), changes, moment=moment, outbox=vade().outbox, keyring=vade().keyring
+        )
     return company_document(company) | ({"callback_secret": secret} if secret else {})

@@ -22,7 +22,7 @@ from billing.clock import Clock
 from config import PROJECT_DIR, Settings
 from models import db
 from tests.api import DescribedClient
-from tests.world import CALLBACK_SECRET, World
+from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, World
 from wsgi import create_app
 
 NOW = datetime(2026, 1, 10, 9, 0, tzinfo=UTC)
@@ -136,8 +136,9 @@ def settings_for(url: str, instance: Path, **settings: str) -> Settings:
         "DATABASE_URL": url,
         "INSTANCE_DIR": str(instance),
         "RATE_LIMITS": "off",
-        "CALLBACK_URL": "http://127.0.0.1:9/callbacks",
+        "CALLBACK_URL": "http://127.0.0.1:1024/callbacks",
         "CALLBACK_SECRET": CALLBACK_SECRET,
+        "ENCRYPTION_KEY": ENCRYPTION_KEY,
         "CALLBACK_ALLOW_PRIVATE": "on",
     }
     return Settings.from_env(defaults | settings)

@@ -321,9 +321,9 @@ def test_callbacks_that_are_due_are_delivered_and_counted(flask: Flask, world: W
         for url in (good.url, bad.url, None):
             fields: dict[str, Any] = {"callback_url": url, "callback_secret": "whsec_eA=="} if url else {}
             company = world.company(**fields)
-            world.vade.outbox.write(world.session, "company.updated", company, now=world.now)
+            world.vade.outbox.write(world.session, "company.updated", company, now=world.now, previous={})
             if url is good.url:
-                company.callback_url = company.callback_secret = None
+                world.listen(company, None)
         world.session.commit()
 
         first = flask("callbacks", "deliver", callback_url=good.url)

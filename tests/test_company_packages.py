@@ -94,7 +94,12 @@ def test_a_taken_package_is_told(client: DescribedClient, world: World) -> None:
     (callback,) = world.session.scalars(select(Callback))
     assert (callback.recipient, callback.type) == ("platform", "company_package.assigned")
     shown = client.get("/api/v1/companies/me", headers=world.token(company)).json
-    assert json.loads(callback.body)["data"] == {"company": shown, "company_package": answer}
+    assert json.loads(callback.body)["data"] == {
+        "company": shown,
+        "company_package": answer,
+        "sequence": 1,
+        "previous": {"company_package": None},
+    }
 
 
 def test_a_company_that_never_logged_in_may_take_a_package(client: DescribedClient, world: World) -> None:

@@ -73,6 +73,12 @@ class Answers:
         self.payment = client.get("/api/v1/company-payments", headers=headers).json["data"][0]
 
 
+def period(client: DescribedClient, world: World, company: Company) -> dict[str, str]:
+    """The present period of what a company has."""
+    current = client.get("/api/v1/company-packages/current", headers=world.token(company)).json
+    return {name: current["company_package"][name] for name in ("start_date", "end_date")}
+
+
 def exactly(document: Any) -> str:
     """A document with the order of its members."""
     return json.dumps(document, ensure_ascii=False)
@@ -88,6 +94,7 @@ def test_a_charge_is_told_as_the_api_answers(
 ) -> None:
     company = odd_customer(world, registered_at=registered_at, name=name)
     gateway = LedgerGateway(lambda _: ChargeResult(True, "ref \"'\\ ş 🌹", "code \"'\\ ş"))
+    former = period(client, world, company)
     # A session's time zone changes nothing.
     world.session.execute(text("SET LOCAL TIME ZONE 'Pacific/Chatham'"))
 
@@ -99,14 +106,24 @@ def test_a_charge_is_told_as_the_api_answers(
         {
             "type": "payment.succeeded",
             "timestamp": answers.payment["attempted_at"],
-            "data": {"company": answers.company, "payment": answers.payment},
+            "data": {
+                "company": answers.company,
+                "payment": answers.payment,
+                "sequence": 2,
+                "previous": {},
+            },
         }
     )
     assert exactly(told["company_package.renewed"]) == exactly(
         {
             "type": "company_package.renewed",
             "timestamp": answers.payment["attempted_at"],
-            "data": {"company": answers.company, "company_package": answers.company_package},
+            "data": {
+                "company": answers.company,
+                "company_package": answers.company_package,
+                "sequence": 3,
+                "previous": {"company_package": former},
+            },
         }
     )
     assert messages(world, "company") == told, "the company's copy is the same"
@@ -123,11 +140,22 @@ def test_declines_are_told_as_the_api_answers(client: DescribedClient, world: Wo
         told, answers = messages(world, "platform"), Answers(client, world, company)
         assert answers.payment["attempt"] == attempt
         assert exactly(told.pop("payment.declined")["data"]) == exactly(
-            {"company": answers.company, "payment": answers.payment}
+            {
+                "company": answers.company,
+                "payment": answers.payment,
+                "sequence": attempt + 1,
+                "previous": {"company": {"status": 1}} if attempt == 3 else {},
+            }
         )
         if attempt == 3:
             passivated = told.pop("company.passivated")
-            assert exactly(passivated["data"]) == exactly({"company": answers.company})
+            assert exactly(passivated["data"]) == exactly(
+                {
+                    "company": answers.company,
+                    "sequence": 5,
+                    "previous": {"company": {"status": 1}},
+                }
+            )
             assert passivated["timestamp"] == answers.payment["attempted_at"]
             assert answers.company["status"] == answers.company_package["status"] == 0
         assert told == {}

@@ -46,7 +46,7 @@ def settings(now: datetime, ledger: Path) -> dict[str, str]:
         "BATCH_SIZE": str(BATCH_SIZE),
         "LEASE_S": "1",
         "WORKER_POLL_S": "0.05",
-        "CALLBACK_URL": "http://127.0.0.1:9/",
+        "CALLBACK_URL": "http://127.0.0.1:1024/",
         "CALLBACK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     }
 

@@ -121,7 +121,7 @@ def test_the_platform_hears_of_a_registration_and_of_no_secret(
     assert body == {
         "type": "company.registered",
         "timestamp": "2026-01-10T09:00:00.000000Z",
-        "data": {"company": shown},
+        "data": {"company": shown, "sequence": 1, "previous": {"company": None}},
     }
     assert PASSWORD not in callback.body
 

@@ -45,6 +45,10 @@ BAD: dict[str, list[str]] = {
     "CALLBACK_URL": ["ftp://platform.example/", "platform.example", "http://"],
     "CALLBACK_SECRET": ["whsec_", "whsec_???", "secret!"],
     "CALLBACK_ALLOW_PRIVATE": ["perhaps", "2"],
+    "CALLBACK_CONCURRENCY": ["0", "33", "few"],
+    "CALLBACK_RETENTION_DAYS": ["0", "-1", "1.5"],
+    "CALLBACK_SECRET_OVERLAP_S": ["-1", "nan", "inf"],
+    "ENCRYPTION_KEY": ["secret", "x" * 31, "x" * 32 + ",short"],
     "RATE_LIMITS": ["perhaps", "10"],
     "TRUSTED_PROXIES": ["-1", "all", "11"],
     "JWT_SECRET_KEY": ["secret", "x" * 31],
@@ -104,6 +108,7 @@ def test_every_setting_that_can_be_wrong_is_tried() -> None:
     [
         {"JWT_SECRET_KEY": "hunter2"},
         CALLBACKS | {"CALLBACK_SECRET": "whsec_hunter2!"},
+        {"ENCRYPTION_KEY": "hunter2"},
         {"DATABASE_URL": "postgresql://vade:hunter2%zz@localhost/vade"},
         {"DATABASE_URL": "postgresql://vade:hunter2@localhost/vade?nonsense=hunter2"},
         {"DATABASE_URL": "vade:hunter2@localhost"},

@@ -9,20 +9,31 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from billing import company_packages
+from billing import callback_endpoints, company_packages
 from billing.charging import ChargePool
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.gateways import ChargeRequest, ChargeResult, GatewayUnavailable
 from billing.periods import billing_day_of
-from models import Company, CompanyPackage, CompanyPayment, Login, Package, PaymentJob, db
+from models import (
+    CallbackAttempt,
+    CallbackSecret,
+    Company,
+    CompanyPackage,
+    CompanyPayment,
+    Login,
+    Package,
+    PaymentJob,
+    db,
+)
 from web.access import company_tokens, operator_token
 from web.context import Vade
 
 CALLBACK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+ENCRYPTION_KEY = "a key for tests that is long enough: 32 bytes"
 PASSWORD = "correct horse battery"
 PASSWORD_HASH = "scrypt:32768:8:1$x$x"  # fits no password; tests that log in register first
 
@@ -102,6 +113,7 @@ class World:
     def company(self, *, registered_at: datetime | None = None, status: int = 1, **fields: Any) -> Company:
         number = next(_numbers)
         instant = registered_at or self.now
+        secret = fields.pop("callback_secret", None)
         company = Company(
             **{
                 "site_url": f"https://store-{number}.example",
@@ -120,8 +132,27 @@ class World:
         self.session.add(
             Login(email=company.email.lower(), company_id=company.id, password_hash=PASSWORD_HASH)
         )
+        if secret is not None:
+            self.listen(company, company.callback_url, secret=secret)
         self.session.commit()
         return company
+
+    def listen(self, company: Company, url: str | None, *, secret: str | None = None) -> None:
+        """Give a company an endpoint, with a secret of the test's; None takes it away."""
+        company.callback_url = url
+        if url is None:
+            callback_endpoints.remove(self.session, company.id)
+        else:
+            now = self.vade.clock.read(self.session).real
+            callback_endpoints.put(self.session, company.id, url, self.vade.keyring, now=now)
+        if secret is not None:
+            encrypted = self.vade.keyring.encrypt(secret)
+            self.session.execute(
+                update(CallbackSecret)
+                .where(CallbackSecret.company_id == company.id)
+                .values(encrypted=encrypted)
+            )
+        self.session.commit()
 
     def assign(self, company: Company, package: Package) -> CompanyPackage:
         """Let a company take a package at the business clock's present."""
@@ -160,6 +191,17 @@ class World:
         finally:
             collector.pool.close()
             self.session.expire_all()
+
+    def secrets(self, company: Company) -> list[str]:
+        """The secrets that sign for a company's endpoint now, newest first."""
+        now = self.vade.clock.read(self.session).real
+        found = callback_endpoints.read_secrets(self.session, [company.id], now=now)
+        return self.vade.keyring.readable(found.get(company.id, ()))
+
+    def attempts(self) -> list[CallbackAttempt]:
+        """All attempts to deliver callbacks, in their order."""
+        query = select(CallbackAttempt).order_by(CallbackAttempt.attempted_at, CallbackAttempt.number)
+        return list(self.session.scalars(query.execution_options(populate_existing=True)))
 
     def payments(self, company: Company) -> list[CompanyPayment]:
         query = select(CompanyPayment).where(CompanyPayment.company_id == company.id)
