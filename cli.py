@@ -18,14 +18,17 @@ from rich.table import Table
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from billing import simulation
+from billing import callback_endpoints, simulation
 from billing.charging import ChargePool, GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer
+from billing.documents import instant_text
+from billing.errors import VadeError
 from billing.transactions import first_line
 from config import ConfigError, parse_instant
-from models import db
+from listener import listen_command
+from models import BIGINT_MAX, PLATFORM_ID, db
 from seed import seed_command
 from terminal import ENDING, progress_bar, told_to_end
 from web.access import operator_token
@@ -104,6 +107,8 @@ def in_sentences(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except (OperationalError, ProgrammingError) as error:
             raise click.ClickException(f"The database fails: {first_line(error)}.") from error
+        except VadeError as error:
+            raise click.ClickException(error.detail) from error
         except GatewayHangsError as error:
             raise click.ClickException(f"{error}.") from error
 
@@ -111,7 +116,7 @@ def in_sentences(command: Callable[P, None]) -> Callable[P, None]:
 
 
 billing = AppGroup("billing", help="Collect what is due, or watch how it would go.")
-callbacks = AppGroup("callbacks", help="Deliver what the callbacks' recipients are to hear.")
+callbacks = AppGroup("callbacks", help="Deliver callbacks, receive them, and care for their endpoints.")
 operator = AppGroup("operator", help="Operators: who may create packages and act for companies.")
 
 
@@ -188,6 +193,49 @@ def deliver_command() -> None:
     click.echo(f"delivered {result.delivered}, failed {result.failed}, exhausted {result.exhausted}")
     if stop.is_set():
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+@callbacks.command("rotate")
+@in_sentences
+def rotate_command() -> None:
+    """Give the platform's endpoint a new secret and print it, once; the present one signs on for a day."""
+    with Session(db.engine) as session:
+        now = Clock().read(session).real
+        put_platform(session, now=now)
+        secret, former_expires_at = callback_endpoints.rotate_secret(
+            session, PLATFORM_ID, vade().keyring, now=now, overlap=vade().secret_overlap
+        )
+        session.commit()
+    click.echo(secret)
+    click.echo(f"The former secret signs until {instant_text(former_expires_at)}.", err=True)
+
+
+@callbacks.command("enable")
+@click.option("--company", type=click.IntRange(1, BIGINT_MAX), help="A company's id; else the platform's.")
+@in_sentences
+def enable_command(company: int | None) -> None:
+    """Enable an endpoint that was disabled: a company's, or else the platform's."""
+    with Session(db.engine) as session:
+        if company is None:
+            put_platform(session, now=Clock().read(session).real)
+        disabled = callback_endpoints.enable(session, company or PLATFORM_ID)
+        session.commit()
+    click.echo("The endpoint is enabled." if disabled else "The endpoint was enabled already.")
+
+
+def put_platform(session: Session, *, now: datetime) -> None:
+    """Take over the platform's endpoint from the settings.
+
+    Raises:
+        ConfigError: when they name none.
+    """
+    platform = vade().platform
+    if platform is None:
+        raise ConfigError("CALLBACK_URL is not set: the platform has no callback endpoint.")
+    callback_endpoints.put_platform(session, platform, vade().keyring, now=now, overlap=vade().secret_overlap)
+
+
+callbacks.add_command(listen_command)
 
 
 @operator.command("token")

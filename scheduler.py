@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
@@ -20,11 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import embedded
-from billing import heartbeats
+from billing import callback_history, heartbeats
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
-from billing.deliveries import Deliverer
+from billing.deliveries import Deliverer, DeliveryResult
 from billing.transactions import first_line
 from cli import STOP_S, make_collector, make_deliverer
 from config import ConfigError
@@ -36,6 +37,10 @@ logger = logging.getLogger("worker")
 
 HEARTBEAT_S = 5
 SWEEP_S = 60
+PRUNE_PAUSE_S = 0.1
+DELIVERY_LINE_S = 1.0
+"""A pass over the callbacks that goes on tells of itself this often."""
+
 IDLE_LINE_S = 60
 """In development, a pass that found nothing to do is told at level INFO this often, and else at DEBUG."""
 
@@ -65,6 +70,7 @@ class Worker:
             self._deliverer: Deliverer = make_deliverer(vade(), stop=self.stop)
             self._poll_s = vade().settings.worker_poll_s
             self._every_pass = vade().settings.production
+            self._retention = timedelta(days=vade().settings.callback_retention_days)
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then finish the batch; return the exit status.
@@ -85,6 +91,7 @@ class Worker:
             (self.deliver, self._poll_s),
             (self.beat, HEARTBEAT_S),
             (self.sweep, SWEEP_S),
+            (self.prune, SWEEP_S),
         ):
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
@@ -125,21 +132,12 @@ class Worker:
         """Send the callbacks that are due."""
         if self.stop.is_set():
             return
+        told = _Told()
         try:
-            result = self._deliverer.run_pass()
+            result = self._deliverer.run_pass(rolling=True, on_record=told.now_and_then)
+            told.rest(result)
         except (SQLAlchemyError, ConfigError) as error:
             _log_database_error("delivery was broken off", error)
-            return
-        if result.delivered or result.failed or result.exhausted:
-            logger.info(
-                "callbacks",
-                extra={
-                    "delivered": result.delivered,
-                    "failed": result.failed,
-                    "exhausted": result.exhausted,
-                    "seconds": result.seconds,
-                },
-            )
 
     def beat(self) -> None:
         """Say that this worker is alive; `/readyz` tells when it was last heard."""
@@ -155,6 +153,24 @@ class Worker:
         """Forget the rate limits' windows that are over."""
         expired = text("DELETE FROM rate_limits WHERE expires_at < now()")
         self._write(lambda session: session.execute(expired), failing="no sweep")
+
+    def prune(self) -> None:
+        """Remove callbacks that are old, a few at a time."""
+
+        def prune(session: Session) -> None:
+            before = Clock().read(session).real - self._retention
+            removed.append(callback_history.remove_old(session, before=before))
+
+        removed: list[int] = []
+        while not self.stop.is_set():
+            so_far = len(removed)
+            self._write(prune, failing="old callbacks are not removed")
+            if len(removed) == so_far or removed[-1] < callback_history.BATCH:
+                break
+            # Deliveries come first.
+            self.stop.wait(PRUNE_PAUSE_S)
+        if sum(removed):
+            logger.info("old callbacks removed", extra={"removed": sum(removed)})
 
     def _leave(self) -> None:
         self._write(lambda session: heartbeats.leave(session, self._name), failing="no farewell")
@@ -184,6 +200,28 @@ class Worker:
             return False
         self._idle_line_s = now_s
         return True
+
+
+class _Told:
+    """What was told of a pass over the callbacks, which may go on for as long as there are some."""
+
+    def __init__(self) -> None:
+        self._told = DeliveryResult()
+        self._told_s = time.monotonic()
+
+    def now_and_then(self, result: DeliveryResult) -> None:
+        """Log what came since the last line, unless that was a moment ago."""
+        if time.monotonic() >= self._told_s + DELIVERY_LINE_S:
+            self.rest(result)
+
+    def rest(self, result: DeliveryResult) -> None:
+        """Log what was not told yet, in one line."""
+        names = ("delivered", "failed", "exhausted")
+        since = {name: getattr(result, name) - getattr(self._told, name) for name in names}
+        now_s = time.monotonic()
+        if any(since.values()):
+            logger.info("callbacks", extra=since | {"seconds": now_s - self._told_s})
+        self._told, self._told_s = replace(result), now_s
 
 
 def _log_database_error(what: str, error: Exception) -> None:

@@ -10,7 +10,17 @@ from billing.callbacks import Outbox
 from billing.clock import Clock
 from billing.gateways import load_gateway
 from billing.keyring import Keyring
-from blueprints import companies, company_packages, company_payments, docs, health, packages, sessions
+from blueprints import (
+    callback_endpoint,
+    callbacks,
+    companies,
+    company_packages,
+    company_payments,
+    docs,
+    health,
+    packages,
+    sessions,
+)
 from config import ConfigError, Settings
 from database import engine_options
 from models import db
@@ -74,7 +84,16 @@ def connect_database(app: Flask, settings: Settings) -> None:
 
 def register_blueprints(app: Flask) -> None:
     """Serve the endpoints."""
-    for resource in (sessions, companies, packages, company_packages, company_payments, health):
+    for resource in (
+        sessions,
+        companies,
+        packages,
+        company_packages,
+        company_payments,
+        callbacks,
+        callback_endpoint,
+        health,
+    ):
         app.register_api(resource.blueprint)  # type: ignore[attr-defined]
     app.register_blueprint(docs.blueprint)
 

@@ -4,7 +4,7 @@ Each document exists twice, as a Python function for one row and as a SQL expres
 holds the two together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -147,3 +147,48 @@ def payment_sql(row: str, *, attempted_at: str) -> str:
             "attempted_at": attempted_at,
         }
     )
+
+
+def callback_document(row: Any, attempts: Sequence[Any]) -> Document:
+    """Return a callback as in ``GET /api/v1/callbacks``, with every attempt to deliver it."""
+    return {
+        "id": str(row.id),
+        "company_id": row.company_id or None,
+        "recipient": row.recipient,
+        "type": row.type,
+        "status": row.status,
+        "created_at": instant_text(row.created_at),
+        "next_attempt_at": _instant_or_none(row.next_attempt_at),
+        "attempts": [
+            {
+                "number": attempt.number,
+                "attempted_at": instant_text(attempt.attempted_at),
+                "status_code": attempt.status_code,
+                "duration_ms": attempt.duration_ms,
+                "error": attempt.error,
+                "answer": attempt.answer,
+            }
+            for attempt in attempts
+        ],
+    }
+
+
+def endpoint_document(row: Any, *, former_secret_expires_at: datetime | None, now: datetime) -> Document:
+    """Return a callback endpoint as in ``GET /api/v1/callback-endpoint`` at real time ``now``: no secrets."""
+    return {
+        "company_id": row.company_id or None,
+        "url": row.url,
+        "status": "enabled" if row.disabled_at is None else "disabled",
+        "failures": row.failures,
+        "failing_since": _instant_or_none(row.failing_since),
+        "paused_until": _instant_or_none(
+            row.open_until if row.open_until is not None and row.open_until > now else None
+        ),
+        "disabled_at": _instant_or_none(row.disabled_at),
+        "disabled_reason": row.disabled_reason,
+        "former_secret_expires_at": _instant_or_none(former_secret_expires_at),
+    }
+
+
+def _instant_or_none(instant: datetime | None) -> str | None:
+    return None if instant is None else instant_text(instant)

@@ -29,13 +29,27 @@ PUBLIC = {
     ("GET", "/docs"),
     ("GET", "/docs/assets/<path:name>"),
 }
-OPERATORS = {("POST", "/api/v1/packages"), ("PATCH", "/api/v1/packages/<id>")}
+OPERATORS = {
+    ("POST", "/api/v1/packages"),
+    ("PATCH", "/api/v1/packages/<id>"),
+    ("POST", "/api/v1/callback-endpoint/enable"),
+}
 COMPANIES = {
     ("GET", "/api/v1/companies/me"),
     ("PATCH", "/api/v1/companies/me"),
     ("GET", "/api/v1/company-packages/current"),
 }
-BOTH = {("POST", "/api/v1/company-packages"), ("GET", "/api/v1/company-payments")}
+BOTH = {
+    ("POST", "/api/v1/company-packages"),
+    ("GET", "/api/v1/company-payments"),
+    ("GET", "/api/v1/callbacks"),
+    ("GET", "/api/v1/callbacks/<id>"),
+    ("POST", "/api/v1/callbacks/<id>/replay"),
+    ("GET", "/api/v1/callback-endpoint"),
+    ("POST", "/api/v1/callback-endpoint/rotate-secret"),
+    ("POST", "/api/v1/callback-endpoint/ping"),
+    ("POST", "/api/v1/callback-endpoint/recover"),
+}
 REFRESH = {("POST", "/api/v1/token/refresh")}
 
 

@@ -21,8 +21,9 @@ LAYERS = {
     "blueprints": {"web", "billing", "models", "config"},
     "fakes": {"billing", "models", "config"},
     "terminal": set(),
+    "listener": {"terminal", "billing", "models", "config"},
     "seed": {"terminal", "fake_companies", "fake_payments", "billing", "models", "config", "web"},
-    "cli": {"terminal", "seed", "web", "billing", "models", "config"},
+    "cli": {"terminal", "listener", "seed", "web", "billing", "models", "config"},
     "wsgi": {"blueprints", "cli", "web", "billing", "models", "config", "database", "logs"},
     "scheduler": {"wsgi", "cli", "web", "billing", "models", "config", "embedded"},
 }

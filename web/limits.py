@@ -17,6 +17,7 @@ from models import db
 from web.context import vade
 
 LOGINS = RateLimitItemPerMinute(10, namespace="login")
+PINGS = RateLimitItemPerMinute(10, namespace="ping")
 REGISTRATIONS = RateLimitItemPerMinute(60, namespace="register")
 
 _HIT = text("""
@@ -90,6 +91,11 @@ def count_login(email: str) -> None:
 def count_registration() -> None:
     """Count a registration from an address, or raise `RateLimitError` where there were too many."""
     _count(REGISTRATIONS, request.remote_addr or "unknown")
+
+
+def count_ping(endpoint_id: int) -> None:
+    """Count a ping of an endpoint, or raise `RateLimitError` where there were too many."""
+    _count(PINGS, str(endpoint_id))
 
 
 def _count(item: RateLimitItemPerMinute, who: str) -> None:

@@ -12,6 +12,7 @@ from web.access import Access, access_of, takes_body
 from web.bodies import StrictJSON
 from web.problems import MEDIA_TYPE, from_validation_error
 from web.schemas import Problem, ValidationProblem
+from web.webhooks import message_schemas, webhooks
 
 VERSION = "0.1.0"
 BEARER = "bearer"
@@ -111,7 +112,8 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
             else:
                 answers.pop("422", None)
             operation["responses"] = dict(sorted(answers.items()))
-    document["components"].setdefault("schemas", {})
+    document["webhooks"] = webhooks()
+    document["components"]["schemas"] = message_schemas() | document["components"].get("schemas", {})
     described: dict[str, Any] = _without_nulls(document)
     return described
 

@@ -149,6 +149,12 @@ class PackagePath(BaseModel):
     id: Annotated[Id, FROM_TEXT]
 
 
+class CallbackPath(BaseModel):
+    """A callback in a path."""
+
+    id: UUID
+
+
 class SessionAnswer(BaseModel):
     """Tokens of a company: the access token lives 1 hour, the refresh token 30 days."""
 
@@ -238,6 +244,86 @@ class PaymentList(BaseModel):
 
     data: list[PaymentAnswer]
     next_cursor: str | None
+
+
+class AttemptAnswer(BaseModel):
+    """One attempt to deliver a callback: the status code that came back, or why none did."""
+
+    number: int
+    attempted_at: datetime
+    status_code: int | None
+    duration_ms: int
+    error: str | None
+    answer: str | None = Field(description="The first 1,024 bytes of what was answered.")
+
+
+class CallbackAnswer(BaseModel):
+    """A message to an endpoint, with every attempt to deliver it."""
+
+    id: UUID = Field(description="Its `webhook-id`, the same on every attempt.")
+    company_id: int | None = Field(description="Whose change it tells; null where it is of the platform.")
+    recipient: Literal["platform", "company"]
+    type: str
+    status: Literal["pending", "waiting", "held", "delivered", "exhausted"]
+    created_at: datetime
+    next_attempt_at: datetime | None
+    attempts: list[AttemptAnswer]
+
+
+class CallbackWithBody(CallbackAnswer):
+    """A message with the text that is signed and sent."""
+
+    body: str
+
+
+class CallbackList(BaseModel):
+    """A page of callbacks, newest first."""
+
+    data: list[CallbackAnswer]
+    next_cursor: str | None
+
+
+class EndpointAnswer(BaseModel):
+    """A callback endpoint and how it fares."""
+
+    company_id: int | None = Field(description="Null for the platform's own.")
+    url: str
+    status: Literal["enabled", "disabled"]
+    failures: int = Field(description="Failed attempts in a row.")
+    failing_since: datetime | None
+    paused_until: datetime | None = Field(description="After failures, nothing is sent until then.")
+    disabled_at: datetime | None
+    disabled_reason: Literal["gone", "failing"] | None = Field(
+        description="It answered 410, or failed for five days."
+    )
+    former_secret_expires_at: datetime | None = Field(
+        description="Until then, messages are signed by a former secret too."
+    )
+
+
+class RotatedAnswer(BaseModel):
+    """A new secret, shown once."""
+
+    callback_secret: str
+    former_secret_expires_at: datetime
+
+
+class PingAnswer(BaseModel):
+    """What came back of a ping."""
+
+    succeeded: bool = Field(description="Whether it was answered with a 2xx.")
+    status_code: int | None
+    duration_ms: int
+    error: str | None
+    answer: str | None = Field(description="The first 1,024 bytes of what was answered.")
+    enabled: bool = Field(description="Whether the endpoint is enabled now.")
+
+
+class RecoveredAnswer(BaseModel):
+    """How many messages are sent again."""
+
+    recovered: int
+    more: bool = Field(description="Whether there were more than one request takes.")
 
 
 class Problem(BaseModel):
