@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
+NODE_STAMP := node_modules/.complete
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header
 SCHEMA ?= docs/schema.sql
@@ -21,7 +22,7 @@ run: setup ## Start everything: PostgreSQL, migrations, a small demo, the API an
 test: setup ## Run the tests
 	@$(PYTEST) -m "not slow"
 
-test-slow: setup ## Run the tests that take longer
+test-slow: setup $(NODE_STAMP) ## Run the tests that take longer
 	@$(PYTEST) -m slow
 
 check: setup lint test test-slow ## Run all that CI runs
@@ -66,7 +67,6 @@ $(STAMP): requirements/dev.txt $(BIN)/python
 $(BIN)/python:
 	@rm -f $(STAMP)
 
-NODE_STAMP := node_modules/.complete
 .PHONY: lint-docker newman
 check: lint-docker newman
 
@@ -79,7 +79,7 @@ newman: setup $(NODE_STAMP) ## Walk the API with the Postman collection, on a da
 
 # Fails where package-lock.json does not fit package.json.
 $(NODE_STAMP): package.json package-lock.json .npmrc $(STAMP)
-	@echo "Installing newman and dclint (once) ..."
+	@echo "Installing the tools of npm (once) ..."
 	@$(BIN)/npm ci --loglevel=error >/dev/null
 	@touch $@
 

@@ -89,6 +89,7 @@ class _NotPublicError(Exception):
     """Says so across urllib3, which would take an OSError, as those of `requests` are, for a lost line."""
 
 
+@functools.lru_cache(maxsize=4096)
 def refusal(url: str, policy: AddressPolicy) -> str | None:
     """Return why a URL cannot be an endpoint, in a sentence for whoever wrote it, or None.
 

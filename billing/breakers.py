@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from billing.callbacks import PLATFORM, message_body, message_id
+from billing.clock import Clock
 from billing.documents import instant_text
 from billing.senders import GONE, Outgoing, Reply
 from models import PLATFORM_ID, Callback, Counter
@@ -116,15 +117,14 @@ def _retry_at(retry_after_s: float | None, now: datetime) -> datetime | None:
     return now + timedelta(seconds=min(retry_after_s, LONGEST_RETRY_AFTER_S))
 
 
-def tell_disabled(
-    session: Session, endpoints: Sequence[Row[Any]], *, now: datetime, by_platform: bool
-) -> int:
+def tell_disabled(session: Session, endpoints: Sequence[Row[Any]], *, clock: Clock, by_platform: bool) -> int:
     """Count endpoints that were disabled, write the platform a message about each; return how many ever were.
 
-    The message is no change of the company: it has no ``sequence``. ``now`` is business time.
+    The message is no change of the company: it has no ``sequence``.
     """
     if not endpoints:
         return 0
+    now = clock.read(session).business
     for endpoint in endpoints if by_platform else ():
         company_id = endpoint.company_id
         told = {

@@ -75,6 +75,7 @@ def put_platform(
     if platform.secret not in keyring.readable(row.encrypted for row in rows):
         _retire(session, PLATFORM_ID, expires_at=now + overlap)
         _add_secret(session, PLATFORM_ID, platform.secret, keyring, now=now)
+        _expire_surplus(session, PLATFORM_ID, now=now)
 
 
 def rotate_secret(
@@ -87,11 +88,7 @@ def rotate_secret(
         TooManySecretsError: when too many former secrets still sign.
     """
     _lock(session, company_id)
-    signing = select(CallbackSecret.id).where(
-        CallbackSecret.company_id == company_id,
-        CallbackSecret.expires_at.is_(None) | (CallbackSecret.expires_at > now),
-    )
-    if len(session.scalars(signing).all()) >= MOST_SECRETS:
+    if len(_signing(session, company_id, now=now)) >= MOST_SECRETS:
         raise TooManySecretsError
     secret, expires_at = new_secret(), now + overlap
     _retire(session, company_id, expires_at=expires_at)
@@ -169,6 +166,22 @@ def _retire(session: Session, company_id: int, *, expires_at: datetime) -> None:
         .where(CallbackSecret.company_id == company_id, CallbackSecret.expires_at.is_(None))
         .values(expires_at=expires_at)
     )
+
+
+def _signing(session: Session, company_id: int, *, now: datetime) -> Sequence[CallbackSecret]:
+    """Return the secrets that sign now, newest first."""
+    query = select(CallbackSecret).where(
+        CallbackSecret.company_id == company_id,
+        CallbackSecret.expires_at.is_(None) | (CallbackSecret.expires_at > now),
+    )
+    return session.scalars(query.order_by(CallbackSecret.id.desc())).all()
+
+
+def _expire_surplus(session: Session, company_id: int, *, now: datetime) -> None:
+    """Let the oldest secrets sign no more where there are too many: those of settings changed in a row."""
+    for row in _signing(session, company_id, now=now)[MOST_SECRETS:]:
+        row.expires_at = now
+    session.flush()
 
 
 def _add_secret(session: Session, company_id: int, secret: str, keyring: Keyring, *, now: datetime) -> None:

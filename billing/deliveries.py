@@ -44,9 +44,10 @@ CLAIM_SIZE = 192
 PROBES = 4
 """How many broken endpoints are tried again at once."""
 
-EMPTY_CLAIM_PAUSE_S = 0.25
+EMPTY_LOOK_PAUSE_S = 0.25
 """How long a pass that waits for slow endpoints looks for nothing more, once it found nothing."""
 
+_Look = Callable[[Session, datetime], list[Claim]]
 _Attempt = tuple[Outgoing, Reply, datetime]
 
 
@@ -108,31 +109,29 @@ class _Pass:
         self._rolling = rolling
         self._on_record = on_record
         self._result = DeliveryResult()
-        self._sender = Sender(deliverer.policy)
+        self._sender = Sender(deliverer.policy, per_endpoint=deliverer.per_endpoint)
         self._lanes = Lanes(threads=THREADS, per_endpoint=deliverer.per_endpoint, proven=deliverer._proven)
         self._attempts: SimpleQueue[_Attempt] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._probes: set[int] = set()
-        # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
-        self._began = self._begin()
-        self._zero_s = time.monotonic()
+        self._next_look_s: dict[_Look, float] = {}
+        self._set_clock(self._begin())
+        self._began = self._now()
 
     def run(self) -> DeliveryResult:
         """Make the pass."""
-        started_s, next_claim_s = time.monotonic(), 0.0
+        started_s = time.monotonic()
         try:
             while not self._deliverer.stop.is_set():
-                claimed = 0
-                was_idle = self._lanes.idle() and self._attempts.empty()
-                if was_idle or (self._lanes.hungry() and time.monotonic() >= next_claim_s):
-                    claimed = self._claim()
-                    next_claim_s = 0.0 if claimed else time.monotonic() + EMPTY_CLAIM_PAUSE_S
-                if was_idle and not claimed:
+                idle = self._lanes.idle() and self._attempts.empty()
+                claimed = self._claim_companies_if(idle) + self._claim_platform_if(idle)
+                if idle and not claimed:
                     break
                 self._record(self._finished(wait_s=0.0 if claimed else 0.1))
             self._stop()
         finally:
             self._lanes.close()
+            self._sender.close()
         self._result.seconds = time.monotonic() - started_s
         return self._result
 
@@ -153,52 +152,79 @@ class _Pass:
 
         return run_in_transaction(self._engine, begin)
 
+    def _set_clock(self, now: datetime) -> None:
+        # The machine's own clock may be wrong: time is told from the database's, and from what has passed.
+        self._clock = (now, time.monotonic())
+
     def _now(self) -> datetime:
-        return self._began + timedelta(seconds=time.monotonic() - self._zero_s)
+        real, zero_s = self._clock
+        return real + timedelta(seconds=time.monotonic() - zero_s)
 
-    def _claim(self) -> int:
-        """Claim what can be sent now, and give it to the threads; return how many messages moved."""
-        deliverer, lanes = self._deliverer, self._lanes
+    def _claim_companies_if(self, idle: bool) -> int:
+        if idle or self._lanes.hungry():
+            return self._look(self._claim_companies, forced=idle)
+        return 0
 
-        def claim(session: Session) -> tuple[list[Claim], dict[int, Endpoint]]:
+    def _claim_platform_if(self, idle: bool) -> int:
+        if self._deliverer.platform is not None and (idle or self._lanes.wants(PLATFORM_ID)):
+            return self._look(self._claim_platform, forced=idle)
+        return 0
+
+    def _look(self, claim: _Look, *, forced: bool) -> int:
+        """Claim what can be sent now, and give it to the threads; return how many messages moved.
+
+        Where the last look found nothing, the next one is a moment later, unless ``forced``.
+        """
+        if not forced and time.monotonic() < self._next_look_s.get(claim, 0.0):
+            return 0
+
+        def look(session: Session) -> tuple[datetime, list[Claim], dict[int, Endpoint]]:
             now = Clock().read(session).real
-            free_since = now if self._rolling else self._began
-            rooms, probes = lanes.rooms(), max(0, PROBES - len(self._probes))
-            claims = [
-                delivery_queue.claim_companies(
-                    session, now=now, free_since=free_since, size=CLAIM_SIZE, room=ROOM, rooms=rooms
-                )
-            ]
-            left = CLAIM_SIZE - len(claims[0].messages)
-            for claimed in claims[0].messages:
-                rooms[claimed.endpoint_id] = rooms.get(claimed.endpoint_id, ROOM) - 1
-            claims.append(
-                delivery_queue.claim_waiting(
-                    session, now=now, size=left, room=ROOM, rooms=rooms, probes=probes
-                )
-            )
-            if deliverer.platform is not None:
-                claims.append(
-                    delivery_queue.claim_platform(
-                        session,
-                        now=now,
-                        free_since=free_since,
-                        size=lanes.room(PLATFORM_ID),
-                        probe=probes > 0,
-                    )
-                )
+            claims = claim(session, now)
             ids = {message.endpoint_id for claim in claims for message in claim.messages}
-            return claims, self._endpoints(session, ids, now=now)
+            return now, claims, self._endpoints(session, ids, now=now)
 
         until_s = time.monotonic() + LEASE.total_seconds() - 2 * SEND_TIMEOUT_S
-        claims, endpoints = run_in_transaction(self._engine, claim)
-        for claim_ in claims:
-            self._result.exhausted += claim_.exhausted
-        messages = [message for claim_ in claims for message in claim_.messages]
+        now, claims, endpoints = run_in_transaction(self._engine, look)
+        self._set_clock(now)
+        self._result.exhausted += sum(claim.exhausted for claim in claims)
+        messages = [message for claim in claims for message in claim.messages]
         if messages:
             self._start_threads()
-            lanes.add([Outgoing(m, endpoints[m.endpoint_id], until_s) for m in messages])
-        return len(messages) + sum(claim_.moved for claim_ in claims)
+            self._lanes.add([Outgoing(m, endpoints[m.endpoint_id], until_s) for m in messages])
+        moved = len(messages) + sum(claim.moved for claim in claims)
+        self._next_look_s[claim] = 0.0 if moved else time.monotonic() + EMPTY_LOOK_PAUSE_S
+        return moved
+
+    def _claim_companies(self, session: Session, now: datetime) -> list[Claim]:
+        rooms = self._lanes.rooms()
+        due = delivery_queue.claim_companies(
+            session, now=now, free_since=self._free_since(now), size=CLAIM_SIZE, room=ROOM, rooms=rooms
+        )
+        for message in due.messages:
+            rooms[message.endpoint_id] = rooms.get(message.endpoint_id, ROOM) - 1
+        waiting = delivery_queue.claim_waiting(
+            session,
+            now=now,
+            size=CLAIM_SIZE - len(due.messages),
+            room=ROOM,
+            rooms=rooms,
+            probes=self._probes_left(),
+        )
+        return [due, waiting]
+
+    def _claim_platform(self, session: Session, now: datetime) -> list[Claim]:
+        size, probe = self._lanes.room(PLATFORM_ID), self._probes_left() > 0
+        claim = delivery_queue.claim_platform(
+            session, now=now, free_since=self._free_since(now), size=size, probe=probe
+        )
+        return [claim]
+
+    def _free_since(self, now: datetime) -> datetime:
+        return now if self._rolling else self._began
+
+    def _probes_left(self) -> int:
+        return max(0, PROBES - len(self._probes))
 
     def _endpoints(self, session: Session, ids: set[int], *, now: datetime) -> dict[int, Endpoint]:
         if not ids:
@@ -260,8 +286,7 @@ class _Pass:
             return
 
         def record(session: Session) -> tuple[list[CallbackStatus], Sequence[Row[Any]], int]:
-            moment = self._deliverer.clock.read(session)
-            now = moment.real
+            now = self._now()
             changed = breakers.note(session, [(outgoing, reply) for outgoing, reply, _ in attempts], now=now)
             disabled = {row.company_id for row in changed if row.disabled_at is not None}
             verdicts = [
@@ -281,7 +306,7 @@ class _Pass:
             )
             ended = [row for row in changed if row.disabled_at is not None]
             total = breakers.tell_disabled(
-                session, ended, now=moment.business, by_platform=self._deliverer.platform is not None
+                session, ended, clock=self._deliverer.clock, by_platform=self._deliverer.platform is not None
             )
             return [status for status, _ in verdicts], changed, total
 

@@ -16,7 +16,7 @@ SOON_S = 1.0
 RESERVED_SHARE = 4
 """One thread in so many is kept for proven endpoints."""
 
-PROVEN_ROOM, ROOM = 96, 12
+PROVEN_ROOM, ROOM = 256, 12
 """How many messages of an endpoint are claimed ahead: no more than it can be sent within the lease."""
 
 PROVEN_KEPT = 10_000
@@ -100,6 +100,11 @@ class Lanes:
             )
             return ready + self._under_way.total() < self._threads
 
+    def wants(self, endpoint_id: int) -> bool:
+        """Return whether an endpoint has room for half of what may be claimed ahead, or more."""
+        with self._changed:
+            return self._room(endpoint_id) * 2 >= self._most(endpoint_id)
+
     def room(self, endpoint_id: int) -> int:
         """Return how many more messages of an endpoint may be claimed."""
         with self._changed:
@@ -130,5 +135,7 @@ class Lanes:
         return self._per_endpoint if endpoint_id in self._proven else 1
 
     def _room(self, endpoint_id: int) -> int:
-        most = PROVEN_ROOM if endpoint_id in self._proven else ROOM
-        return max(0, most - len(self._queues.get(endpoint_id, ())))
+        return max(0, self._most(endpoint_id) - len(self._queues.get(endpoint_id, ())))
+
+    def _most(self, endpoint_id: int) -> int:
+        return PROVEN_ROOM if endpoint_id in self._proven else ROOM

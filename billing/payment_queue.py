@@ -219,7 +219,7 @@ WITH settled AS (
         '{{"company":' || company || ',"payment":'
             || {payment_sql("s", attempted_at="CAST(:timestamp AS text)")}
             || ',"sequence":' || CASE WHEN outcome = 1 OR given_up THEN sequence - 1 ELSE sequence END
-            || ',"previous":' || previous || '}}' AS data
+            || ',"previous":{{}}}}' AS data
     FROM changed s WHERE outcome <= 1 AND company IS NOT NULL
     UNION ALL
     SELECT company_id, idempotency_key, by_company, 'company_package.renewed',

@@ -1,6 +1,7 @@
 """Pings: a message that tries an endpoint out, at once and in plain sight."""
 
 import uuid
+from contextlib import closing
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -30,7 +31,8 @@ def send(endpoint: Endpoint, company_id: int, policy: AddressPolicy, *, moment: 
     """Send a ``ping``, once, and return what came back. No transaction should be open."""
     told = {"company_id": None if company_id == PLATFORM_ID else company_id, "url": endpoint.url}
     body = message_body("ping", {"callback_endpoint": told}, now=moment.business)
-    return Sender(policy).send(endpoint, uuid.uuid4(), body, sent_at=moment.real)
+    with closing(Sender(policy)) as sender:
+        return sender.send(endpoint, uuid.uuid4(), body, sent_at=moment.real)
 
 
 def note(session: Session, company_id: int, pinged: Endpoint, reply: Reply) -> bool:

@@ -1,12 +1,10 @@
 """One message on its way: to whom it goes, how it is signed, and what came back."""
 
 import logging
-import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from http.cookiejar import DefaultCookiePolicy
 from uuid import UUID
 
 import requests
@@ -24,6 +22,9 @@ CONNECT_TIMEOUT_S = 3.05
 READ_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 8.0
 """What one message may take in all, from connecting to the end of what is read of the answer."""
+
+POOLS = 256
+"""How many endpoints' connections are kept alive at once."""
 
 ANSWER_BYTES = 1024
 """How much of an answer is read and kept. Its status says all that Vade wants to know."""
@@ -77,11 +78,14 @@ class Reply:
 
 
 class Sender:
-    """Sends messages, from any number of threads; only to addresses that the policy allows."""
+    """Sends messages, from any number of threads; only to addresses that the policy allows.
 
-    def __init__(self, policy: AddressPolicy) -> None:
-        self._policy = policy
-        self._local = threading.local()
+    Straight through the transport: nothing of a `requests.Session` is wanted here, no redirects, no cookies,
+    and no proxies or credentials of the machine's environment.
+    """
+
+    def __init__(self, policy: AddressPolicy, *, per_endpoint: int = 1) -> None:
+        self._adapter = CheckedAdapter(policy, pool_connections=POOLS, pool_maxsize=per_endpoint)
 
     def send(self, endpoint: Endpoint, id_: UUID, body: str, *, sent_at: datetime) -> Reply:
         """POST a message, signed, at real time ``sent_at``; whatever happens is what came of the attempt."""
@@ -113,34 +117,25 @@ class Sender:
 
     def _post(self, endpoint: Endpoint, id_: UUID, body: str, sent_at: datetime) -> requests.Response:
         signatures = (_signer(secret).sign(str(id_), sent_at, body) for secret in endpoint.secrets)
-        return self._session().post(
-            endpoint.url,
-            data=body.encode(),
-            headers={
-                "accept-encoding": "identity",
-                "content-type": "application/json",
-                "user-agent": "Vade",
-                "webhook-id": str(id_),
-                "webhook-timestamp": str(int(sent_at.timestamp())),
-                "webhook-signature": " ".join(signatures),
-            },
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            allow_redirects=False,
-            stream=True,
+        request = _prepared(endpoint.url).copy()
+        request.headers["webhook-id"] = str(id_)
+        request.headers["webhook-timestamp"] = str(int(sent_at.timestamp()))
+        request.headers["webhook-signature"] = " ".join(signatures)
+        request.prepare_body(body.encode(), None)
+        return self._adapter.send(
+            request, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), verify=True
         )
 
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):
-            session = requests.Session()
-            # Proxies and credentials of the machine's environment are not for callbacks, nor are cookies.
-            session.trust_env = False
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            adapter = CheckedAdapter(self._policy)
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
-            self._local.session = session
-        found: requests.Session = self._local.session
-        return found
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._adapter.close()
+
+
+@lru_cache(maxsize=1024)
+def _prepared(url: str) -> requests.PreparedRequest:
+    """Return the part of a request that is the same for all messages to an endpoint."""
+    headers = {"accept-encoding": "identity", "content-type": "application/json", "user-agent": "Vade"}
+    return requests.Request("POST", url, headers=headers).prepare()
 
 
 def _told(failure: Exception) -> str:

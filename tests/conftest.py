@@ -15,13 +15,15 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import embedded
 from billing.clock import Clock
 from config import PROJECT_DIR, Settings
-from models import db
+from models import Callback, db
 from tests.api import DescribedClient
+from tests.webhooks import assert_described_message
 from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, World
 from wsgi import create_app
 
@@ -95,6 +97,7 @@ def app(shared_app: Flask) -> Iterator[Flask]:
             db.session.configure(join_transaction_mode="create_savepoint")
             try:
                 yield shared_app
+                assert_messages_described()
             finally:
                 db.session.remove()
                 transaction.rollback()
@@ -126,8 +129,16 @@ def committed(database_url: str, tmp_path: Path) -> Iterator[World]:
     app.extensions["vade"] = replace(app.extensions["vade"], clock=Clock(NOW))
     with app.app_context():
         yield World(app)
+        assert_messages_described()
         db.session.remove()
         db.engine.dispose()
+
+
+def assert_messages_described() -> None:
+    """Every message that a test had written is as its type is described."""
+    db.session.rollback()
+    for body in db.session.scalars(select(Callback.body)):
+        assert_described_message(body)
 
 
 def settings_for(url: str, instance: Path, **settings: str) -> Settings:

@@ -31,6 +31,7 @@ from tests.receivers import Received, Receiver, receiver
 from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, LedgerGateway, World, instant
 
 KEYRING = Keyring([ENCRYPTION_KEY])
+RENAMED = {"company": {"name": "Former"}}
 COMPANY_SECRET = "whsec_" + "Q29tcGFueSBzZWNyZXQgb2YgMzIgYnl0ZXMgb3Igc28="
 REGISTRATION = {
     "site_url": "https://lale.example",
@@ -476,7 +477,7 @@ def test_two_deliverers_send_each_message_once(committed: World, platform: Recei
     company = committed.company()
     for _ in range(150):
         committed.vade.outbox.write(
-            committed.session, "company.updated", company, now=committed.now, previous={}
+            committed.session, "company.updated", company, now=committed.now, previous=RENAMED
         )
     committed.session.commit()
     engine = db.engine
@@ -508,7 +509,9 @@ def test_told_to_stop_it_releases_what_was_not_sent(world: World) -> None:
     with receiver(answer) as endpoint:
         company = world.company()
         for _ in range(100):
-            world.vade.outbox.write(world.session, "company.updated", company, now=world.now, previous={})
+            world.vade.outbox.write(
+                world.session, "company.updated", company, now=world.now, previous=RENAMED
+            )
         world.session.commit()
 
         result = deliver(endpoint, stop=stop)

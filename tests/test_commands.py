@@ -321,7 +321,10 @@ def test_callbacks_that_are_due_are_delivered_and_counted(flask: Flask, world: W
         for url in (good.url, bad.url, None):
             fields: dict[str, Any] = {"callback_url": url, "callback_secret": "whsec_eA=="} if url else {}
             company = world.company(**fields)
-            world.vade.outbox.write(world.session, "company.updated", company, now=world.now, previous={})
+            previous = {"company": {"name": "Former"}}
+            world.vade.outbox.write(
+                world.session, "company.updated", company, now=world.now, previous=previous
+            )
             if url is good.url:
                 world.listen(company, None)
         world.session.commit()

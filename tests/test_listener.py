@@ -26,6 +26,8 @@ from tests.world import CALLBACK_SECRET
 from web.webhooks import EVENTS
 
 COMMAND = ("-c", "from listener import listen_command; listen_command()")
+"""The command without the rest of ``flask``, which takes a second to start."""
+
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 ID = "00000000-0000-001b-5d2e-9c41aa07f3be"
 
@@ -379,11 +381,15 @@ def test_an_output_that_knows_few_letters_is_written_to_all_the_same(tmp_path: P
         assert "? verified" in listener.shown()
 
 
-def test_a_port_that_is_taken_is_said_in_a_sentence() -> None:
+def test_a_port_that_is_taken_is_said_in_a_sentence_and_no_database_is_asked(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
 
-        done = run(*COMMAND, "--port", port)
+        done = run(
+            *("flask", "callbacks", "listen", "--port", port),
+            DATABASE_URL="postgresql://127.0.0.1:1/none",
+            INSTANCE_DIR=str(tmp_path),
+        )
 
     assert done.returncode == 1
     assert done.stdout == ""

@@ -31,7 +31,8 @@ MAXIMUM_EMAIL_LENGTH = 254
 _HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
 
 # HttpUrl takes what browsers take, which is more than a URL: `http:shop.example`, `http:\\shop.example`.
-_WRITTEN_OUT = re.compile(r"https?://[^/?#\\ ]+[^\\ ]*", re.IGNORECASE)
+# A quotation mark belongs into no URL either (RFC 3986 §2), and would be two bytes in a message.
+_WRITTEN_OUT = re.compile(r"https?://[^/?#\\\" ]+[^\\\" ]*", re.IGNORECASE)
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"\[[0-9a-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?")
 
@@ -64,6 +65,8 @@ def _http_url(value: str) -> str:
         host = ""
     if not (_WRITTEN_OUT.fullmatch(value) and value.isprintable() and _HOST.fullmatch(host)):
         raise ValueError("This is not an http or https URL")
+    if len(value.encode()) > MAXIMUM_URL_LENGTH:
+        raise ValueError(f"A URL may have {MAXIMUM_URL_LENGTH:,} bytes at most")
     return value
 
 

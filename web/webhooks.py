@@ -111,8 +111,8 @@ WHEN = {
     "company_package.changed": "A company package changed. `previous` has the earlier values.",
     "company_package.cancelled": "A company package was cancelled. `previous` has the status 1.",
     "payment.succeeded": "A payment was charged. `previous` is empty.",
-    "payment.declined": "A payment was declined. `previous` is empty, or has the company's status 1 where "
-    "this was the third time and made the company passive.",
+    "payment.declined": "A payment was declined. `previous` is empty: where it was the third time, "
+    "`company.passivated` tells what that changed.",
     "callback_endpoint.disabled": "An endpoint is sent nothing any more. Only the platform is told.",
     "ping": "An endpoint is tried out. Nothing changed.",
 }
@@ -176,7 +176,7 @@ def _events() -> Iterator[Event]:
     yield _change("payment.succeeded", 5, {}, {}, payment=CHARGED)
     period = {"company_package": EarlierPeriod}
     yield _change("company_package.renewed", 6, period, {"company_package": dates}, company_package=RENEWED)
-    yield _change("payment.declined", 9, if_active, active, company=PASSIVE, payment=DECLINED)
+    yield _change("payment.declined", 9, {}, {}, company=PASSIVE, payment=DECLINED)
     yield _change("company.passivated", 10, if_active, active, company=PASSIVE)
     yield _change("company.reactivated", 11, {"company": WasPassive}, passive)
     other = {"company_package": EarlierCompanyPackage}
