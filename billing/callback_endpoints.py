@@ -7,7 +7,7 @@ All instants are real time.
 import base64
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, update
@@ -27,7 +27,7 @@ class PlatformEndpoint:
     """The platform's endpoint, as the settings have it."""
 
     url: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 def new_secret() -> str:

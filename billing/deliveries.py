@@ -38,7 +38,7 @@ STOP_TIMEOUT_S = 8.5
 """What messages under way are given once the worker is told to stop: all but a name that is not found."""
 
 THREADS = 32
-CLAIM_SIZE = 192
+CLAIM_SIZE = 256
 """How many messages are claimed at once, from all endpoints: what the threads send within the lease."""
 
 PROBES = 4
@@ -203,6 +203,7 @@ class _Pass:
         )
         for message in due.messages:
             rooms[message.endpoint_id] = rooms.get(message.endpoint_id, ROOM) - 1
+        rooms = {id_: room if self._lanes.wants(id_) else 0 for id_, room in rooms.items()}
         waiting = delivery_queue.claim_waiting(
             session,
             now=now,

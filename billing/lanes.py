@@ -101,7 +101,10 @@ class Lanes:
             return ready + self._under_way.total() < self._threads
 
     def wants(self, endpoint_id: int) -> bool:
-        """Return whether an endpoint has room for half of what may be claimed ahead, or more."""
+        """Return whether an endpoint has room for half of what may be claimed ahead, or more.
+
+        Messages are claimed many at a time: each look at the queue has a price.
+        """
         with self._changed:
             return self._room(endpoint_id) * 2 >= self._most(endpoint_id)
 
