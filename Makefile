@@ -91,5 +91,5 @@ stale: setup ## Check that what is made from the code is as the code makes it
 	$(MAKE) --no-print-directory --silent schema SCHEMA="$$fresh" && \
 	cmp -s docs/schema.sql "$$fresh" || { echo "docs/schema.sql is stale: run make schema." >&2; exit 1; }
 
-bench: setup ## Measure collection, its limit, memory and the API (some minutes)
+bench: setup ## Measure collection, its limit, memory, the API and callbacks (some minutes)
 	@$(BIN)/python -m bench

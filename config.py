@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -33,6 +34,12 @@ MINIMUM_SECRET_BYTES = 32
 YEARS = range(1970, 3000)
 """The years that an instant may be of: periods that follow it still have dates."""
 
+LONGEST_INSTANT = 40
+"""How much of what is no instant is repeated, in characters."""
+
+# Python reads more: other calendars, a comma, an hour alone, offsets of seconds.
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET", "localtime"})
 """Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE; and one that it does not know."""
 
@@ -61,14 +68,15 @@ def parse_instant(text: str) -> datetime:
     Raises:
         ValueError: when it is none, or has no zone.
     """
+    shown = repr(text if len(text) <= LONGEST_INSTANT else f"{text[:LONGEST_INSTANT]}…")
     try:
-        instant = datetime.fromisoformat(text)
+        instant = datetime.fromisoformat(text) if _RFC_3339.fullmatch(text) else None
     except ValueError:
         instant = None
-    if instant is None or instant.tzinfo is None or "T" not in text.upper():
-        raise ValueError(f"{text!r} is not an RFC 3339 instant such as 2026-01-31T00:00:00Z")
+    if instant is None:
+        raise ValueError(f"An RFC 3339 instant such as 2026-01-31T00:00:00Z is wanted, not {shown}")
     if instant.year not in YEARS:
-        raise ValueError(f"{text!r} is outside the years {YEARS.start} to {YEARS.stop - 1}")
+        raise ValueError(f"An instant of the years {YEARS.start} to {YEARS.stop - 1} is wanted, not {shown}")
     return instant.astimezone(UTC)
 
 

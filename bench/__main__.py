@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import api, plain
-from bench.world import TEMPLATE, count, database, fill, server
+from bench import api, callbacks, plain
+from bench.world import TEMPLATE, Figures, Step, count, database, fill, server, spread
 
 DUE = 50_000
 ROUNDS = 7
@@ -25,14 +25,15 @@ API_SECONDS = 2.0
 
 
 def main() -> None:
-    """Measure collection, its limit, memory and the API, and print a table of figures and ratios."""
+    """Measure collection, its limit, memory, the API and callbacks; print a table of figures and ratios."""
     with Progress(console=Console(stderr=True), transient=True) as progress, server() as url:
-        task = progress.add_task("Collection", total=2 + 2 * ROUNDS + len(MEMORY_DUE) + ROUNDS)
+        total = 2 + 2 * ROUNDS + len(MEMORY_DUE) + ROUNDS + callbacks.STEPS
+        task = progress.add_task("Collection", total=total)
 
         def step(what: str) -> None:
             progress.update(task, advance=1, description=what)
 
-        figures: list[tuple[str, str]] = [("machine", _machine()), ("PostgreSQL", _postgres(url))]
+        figures: Figures = [("machine", _machine()), ("PostgreSQL", _postgres(url))]
         rates = {}
         for workers in (1, 2):
             step(f"{workers} worker(s), {DUE:,} due")
@@ -45,6 +46,7 @@ def main() -> None:
             peak = _collect(url, due=due, workers=1)["peak_mib"]
             figures.append((f"worker's peak memory, {due:,} due", f"{peak:,.0f} MiB"))
         figures += _api(url, step)
+        figures += callbacks.figures(url, step)
     table = Table("figure", "measured", title=f"Vade, {datetime.now().astimezone():%Y-%m-%d %H:%M}")
     for name, value in figures:
         table.add_row(name, value)
@@ -82,7 +84,7 @@ def _collect(url: str, *, due: int, workers: int) -> dict[str, float]:
         }
 
 
-def _limit(url: str, step: Any) -> list[tuple[str, str]]:
+def _limit(url: str, step: Step) -> Figures:
     """Measure Vade and plain SQL in turn, and return the median rates and the median of their ratios."""
     ours, plains = [], []
     for round_ in range(ROUNDS):
@@ -99,11 +101,11 @@ def _limit(url: str, step: Any) -> list[tuple[str, str]]:
     return [
         (f"attempts/s, one worker, {ROUND_DUE:,} due, median of {ROUNDS}", f"{statistics.median(ours):,.0f}"),
         ("the same rows by plain set-based SQL", f"{statistics.median(plains):,.0f}"),
-        ("ratio (median; least to most)", _spread(ratios)),
+        ("ratio (median; least to most)", spread(ratios)),
     ]
 
 
-def _api(url: str, step: Any) -> list[tuple[str, str]]:
+def _api(url: str, step: Step) -> Figures:
     """Measure ``current`` and ``SELECT 1`` in turn on one running server."""
     with database(url, "vade_bench", template=TEMPLATE) as fresh:
         fill(fresh, companies=10_000, due=10_000)
@@ -128,7 +130,7 @@ def _api(url: str, step: Any) -> list[tuple[str, str]]:
     return [
         ("requests/s, GET company-packages/current", f"{statistics.median(currents):,.0f}"),
         ("requests/s, bare SELECT 1", f"{statistics.median(bares):,.0f}"),
-        ("ratio (median; least to most)", _spread(ratios)),
+        ("ratio (median; least to most)", spread(ratios)),
         ("current: p50, p99, errors", f"{_at(slowest, 0.5):.1f} ms, {_at(slowest, 0.99):.1f} ms, {errors}"),
     ]
 
@@ -142,10 +144,6 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 def _at(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(len(values) * share))]
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _machine() -> str:

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ AS_OF = "2026-06-15T09:00:00+00:00"
 
 CALLBACK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TEMPLATE = "vade_bench_template"
+
+Step = Callable[[str], None]
+"""Told what is measured next."""
+
+Figures = list[tuple[str, str]]
+"""What was measured, and what came out."""
 
 _FILL = """
 INSERT INTO packages (name, period, price_minor, currency) VALUES ('Profesyonel', 'monthly', 19900, 'TRY');
@@ -93,6 +100,11 @@ def count(url: str, query: str) -> Any:
     with psycopg.connect(url) as connection:
         row = connection.execute(query.encode()).fetchone()
         return row[0] if row else None
+
+
+def spread(ratios: list[float]) -> str:
+    """Return the median, and the least and the most."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _with_database(url: str, name: str) -> str:

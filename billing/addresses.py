@@ -89,6 +89,15 @@ class _NotPublicError(Exception):
     """Says so across urllib3, which would take an OSError, as those of `requests` are, for a lost line."""
 
 
+def as_sent(url: str) -> str:
+    """Return a URL as a request has it: its name in IDNA's letters, and %-codes for others than ASCII's.
+
+    Raises:
+        ValueError: when nothing can be sent to it.
+    """
+    return requests.Request("POST", url).prepare().url or url
+
+
 @functools.lru_cache(maxsize=4096)
 def refusal(url: str, policy: AddressPolicy) -> str | None:
     """Return why a URL cannot be an endpoint, in a sentence for whoever wrote it, or None.

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from billing.callbacks import PLATFORM, message_body, message_id
 from billing.clock import Clock
 from billing.documents import instant_text
-from billing.senders import GONE, Outgoing, Reply
+from billing.senders import GONE, LONGEST_RETRY_AFTER_S, Outgoing, Reply
 from models import PLATFORM_ID, Callback, Counter
 
 FAILURES = 5
@@ -29,24 +29,24 @@ FAILURES = 5
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(hours=1)
 FAILING_TOO_LONG = timedelta(days=5)
-LONGEST_RETRY_AFTER_S = 86_400.0
-"""The longest that an endpoint may ask to be left alone."""
 
 DISABLED = "callback_endpoint.disabled"
 DISABLED_COUNTER = "callback_endpoints_disabled"
 
-# Failures under way when the breaker opens are one failure: only then does each pause double the last.
+# Failures under way when the breaker opens are one failure, so that only a probe's doubles the pause.
 _NOTE = text("""
 WITH noted AS (
     SELECT e.company_id, a.*,
         CASE WHEN a.succeeded THEN 0
             WHEN e.failures < :most THEN LEAST(:most, e.failures + a.failed)
-            ELSE e.failures + 1 END AS failures,
-        CASE WHEN NOT a.succeeded THEN COALESCE(e.failing_since, :now) END AS failing_since
+            ELSE e.failures + a.probed::integer END AS failures,
+        CASE WHEN NOT a.succeeded THEN COALESCE(e.failing_since, :now) END AS failing_since,
+        a.gone OR (NOT a.succeeded AND e.failing_since IS NOT NULL AND e.failing_since <= :failing_too_long)
+            AS ends
     FROM callback_endpoints e JOIN unnest(CAST(:ids AS bigint[]), CAST(:urls AS text[]),
             CAST(:succeeded AS boolean[]), CAST(:failed AS integer[]), CAST(:gone AS boolean[]),
-            CAST(:retry_at AS timestamptz[]), CAST(:jitter AS float8[]))
-        AS a(id, url, succeeded, failed, gone, retry_at, jitter)
+            CAST(:probed AS boolean[]), CAST(:retry_at AS timestamptz[]), CAST(:jitter AS float8[]))
+        AS a(id, url, succeeded, failed, gone, probed, retry_at, jitter)
         ON e.company_id = a.id AND e.url = a.url
     WHERE e.disabled_at IS NULL
         AND (NOT a.succeeded OR a.gone OR e.failures > 0 OR e.open_until IS NOT NULL)
@@ -54,11 +54,12 @@ WITH noted AS (
 )
 UPDATE callback_endpoints e
 SET failures = n.failures, failing_since = n.failing_since,
-    open_until = CASE WHEN NOT n.succeeded THEN GREATEST(n.retry_at, CASE WHEN n.failures >= :most THEN
-        :now + n.jitter * LEAST(:longest, :first * power(2, LEAST(n.failures - :most, 20))) END) END,
-    disabled_at = CASE WHEN n.gone OR n.failing_since <= :failing_too_long THEN :now END,
-    disabled_reason = CASE WHEN n.gone THEN 'gone'
-        WHEN n.failing_since <= :failing_too_long THEN 'failing' END
+    open_until = CASE WHEN NOT n.succeeded AND NOT n.ends THEN GREATEST(n.retry_at,
+        CASE WHEN NOT n.probed THEN e.open_until END,
+        CASE WHEN n.failures >= :most AND (n.probed OR e.open_until IS NULL) THEN
+            :now + n.jitter * LEAST(:longest, :first * power(2, LEAST(n.failures - :most, 20))) END) END,
+    disabled_at = CASE WHEN n.ends THEN :now END,
+    disabled_reason = CASE WHEN n.gone THEN 'gone' WHEN n.ends THEN 'failing' END
 FROM noted n WHERE e.company_id = n.company_id
 RETURNING e.company_id, e.url, e.open_until, e.failing_since, e.disabled_at, e.disabled_reason
 """)
@@ -71,9 +72,11 @@ class _Tally:
     succeeded: bool = False
     failed: int = 0
     gone: bool = False
+    probed: bool = False
     retry_after_s: float | None = None
 
-    def add(self, reply: Reply) -> None:
+    def add(self, outgoing: Outgoing, reply: Reply) -> None:
+        self.probed |= outgoing.probe
         self.succeeded |= reply.succeeded
         self.failed += not reply.succeeded
         self.gone |= reply.status_code == GONE
@@ -90,7 +93,7 @@ def note(
     """
     tallies: dict[tuple[int, str], _Tally] = {}
     for outgoing, reply in attempts:
-        tallies.setdefault((outgoing.endpoint_id, outgoing.endpoint.url), _Tally()).add(reply)
+        tallies.setdefault((outgoing.endpoint_id, outgoing.endpoint.url), _Tally()).add(outgoing, reply)
     values = tallies.values()
     return session.execute(
         _NOTE,
@@ -100,8 +103,9 @@ def note(
             "succeeded": [tally.succeeded and not tally.gone for tally in values],
             "failed": [tally.failed for tally in values],
             "gone": [tally.gone for tally in values],
+            "probed": [tally.probed for tally in values],
             "retry_at": [_retry_at(tally.retry_after_s, now) for tally in values],
-            "jitter": [random.uniform(1, 1.2) for _ in values],  # noqa: S311 - spreads the load
+            "jitter": [random.uniform(0.8, 1) for _ in values],  # noqa: S311 - spreads the load
             "now": now,
             "most": FAILURES,
             "first": FIRST_PAUSE,

@@ -69,10 +69,11 @@ def put_platform(
     endpoint = session.get(CallbackEndpoint, PLATFORM_ID, populate_existing=True)
     if endpoint is None or endpoint.url != platform.url:
         _write(session, PLATFORM_ID, platform.url)
-    # One process at a time, so that two that start together do not both add the secret.
+    if _knows(session, platform.secret, keyring):
+        return
+    # Looked at again by one process at a time, so that two that start together do not both add the secret.
     _lock(session, PLATFORM_ID)
-    rows = session.scalars(select(CallbackSecret).where(CallbackSecret.company_id == PLATFORM_ID))
-    if platform.secret not in keyring.readable(row.encrypted for row in rows):
+    if not _knows(session, platform.secret, keyring):
         _retire(session, PLATFORM_ID, expires_at=now + overlap)
         _add_secret(session, PLATFORM_ID, platform.secret, keyring, now=now)
         _expire_surplus(session, PLATFORM_ID, now=now)
@@ -166,6 +167,12 @@ def _retire(session: Session, company_id: int, *, expires_at: datetime) -> None:
         .where(CallbackSecret.company_id == company_id, CallbackSecret.expires_at.is_(None))
         .values(expires_at=expires_at)
     )
+
+
+def _knows(session: Session, secret: str, keyring: Keyring) -> bool:
+    """Return whether the platform's endpoint has, or once had, a secret."""
+    query = select(CallbackSecret.encrypted).where(CallbackSecret.company_id == PLATFORM_ID)
+    return secret in keyring.readable(session.scalars(query))
 
 
 def _signing(session: Session, company_id: int, *, now: datetime) -> Sequence[CallbackSecret]:

@@ -125,6 +125,13 @@ def recover(session: Session, endpoint_id: int, *, since: datetime, now: datetim
     return count
 
 
+def is_any_failed(session: Session, endpoint_id: int, *, since: datetime) -> bool:
+    """Return whether `recover` would find anything."""
+    statement = _FAILED_PLATFORM if endpoint_id == PLATFORM_ID else _FAILED_COMPANY
+    values = {"company_id": endpoint_id, "since": since, "size": 1}
+    return session.execute(statement, values).first() is not None
+
+
 def check_enabled(session: Session, endpoint_id: int) -> None:
     """Raise `EndpointDisabledError` for an endpoint that is disabled."""
     query = select(CallbackEndpoint.disabled_at).where(CallbackEndpoint.company_id == endpoint_id)
@@ -149,17 +156,20 @@ UPDATE callbacks SET status = 'pending', schedule_step = 0, next_attempt_at = :n
 WHERE company_id = :company_id AND id = :id
 """)
 
+_FAILED = """
+SELECT company_id, id FROM callbacks
+WHERE {whose} AND status IN ('exhausted', 'held') AND created_at >= :since ORDER BY created_at LIMIT :size
+"""
 _RECOVER = """
-WITH failed AS (
-    SELECT company_id, id FROM callbacks
-    WHERE {whose} AND status IN ('exhausted', 'held') AND created_at >= :since
-    ORDER BY created_at LIMIT :size FOR UPDATE SKIP LOCKED
-)
+WITH failed AS ({failed} FOR UPDATE SKIP LOCKED)
 UPDATE callbacks cb SET status = 'pending', schedule_step = 0, next_attempt_at = :now
 FROM failed WHERE cb.company_id = failed.company_id AND cb.id = failed.id
 """
-_RECOVER_PLATFORM = text(_RECOVER.format(whose="recipient = 'platform'"))
-_RECOVER_COMPANY = text(_RECOVER.format(whose="company_id = :company_id AND recipient = 'company'"))
+_OF_PLATFORM = _FAILED.format(whose="recipient = 'platform'")
+_OF_COMPANY = _FAILED.format(whose="company_id = :company_id AND recipient = 'company'")
+_FAILED_PLATFORM, _FAILED_COMPANY = text(_OF_PLATFORM), text(_OF_COMPANY)
+_RECOVER_PLATFORM = text(_RECOVER.format(failed=_OF_PLATFORM))
+_RECOVER_COMPANY = text(_RECOVER.format(failed=_OF_COMPANY))
 
 # Its attempts go with it.
 _REMOVE_OLD = text("""

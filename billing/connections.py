@@ -11,6 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPResponse, parse_headers
 from typing import Any, ClassVar
 
 from requests.adapters import HTTPAdapter
@@ -105,8 +107,21 @@ def _end(handle: socket.socket) -> None:
         handle.shutdown(socket.SHUT_RDWR)
 
 
+class _LastWord(HTTPResponse):
+    """An answer, after what was said in the meantime (RFC 9110 §15.2): http.client passes over 100 alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not HTTPStatus.SWITCHING_PROTOCOLS < status < HTTPStatus.OK:
+                return version, status, reason
+            parse_headers(self.fp)
+
+
 class TimeLimited:
     """A connection that keeps to the `time_limit` of its thread, also when it is used again."""
+
+    response_class: Any = _LastWord
 
     _handle: socket.socket | None = None
 

@@ -24,8 +24,8 @@ from billing.callback_endpoints import PlatformEndpoint
 from billing.clock import Clock
 from billing.delivery_queue import LEASE, Claim, Claimed
 from billing.keyring import Keyring
-from billing.lanes import ROOM, Lanes
-from billing.senders import GONE, SEND_TIMEOUT_S, Endpoint, Outgoing, Reply, Sender
+from billing.lanes import Lanes
+from billing.senders import GONE, LONGEST_RETRY_AFTER_S, SEND_TIMEOUT_S, Endpoint, Outgoing, Reply, Sender
 from billing.transactions import run_in_transaction
 from models import PLATFORM_ID, CallbackEndpoint, CallbackStatus
 
@@ -191,24 +191,29 @@ class _Pass:
         messages = [message for claim in claims for message in claim.messages]
         if messages:
             self._start_threads()
-            self._lanes.add([Outgoing(m, endpoints[m.endpoint_id], until_s) for m in messages])
+            self._lanes.add(
+                [
+                    Outgoing(m, endpoints[m.endpoint_id], until_s, probe=m.endpoint_id in self._probes)
+                    for m in messages
+                ]
+            )
         moved = len(messages) + sum(claim.moved for claim in claims)
         self._next_look_s[claim] = 0.0 if moved else time.monotonic() + EMPTY_LOOK_PAUSE_S
         return moved
 
     def _claim_companies(self, session: Session, now: datetime) -> list[Claim]:
-        rooms = self._lanes.rooms()
+        room, rooms = self._lanes.rooms()
         due = delivery_queue.claim_companies(
-            session, now=now, free_since=self._free_since(now), size=CLAIM_SIZE, room=ROOM, rooms=rooms
+            session, now=now, free_since=self._free_since(now), size=CLAIM_SIZE, room=room, rooms=rooms
         )
         for message in due.messages:
-            rooms[message.endpoint_id] = rooms.get(message.endpoint_id, ROOM) - 1
-        rooms = {id_: room if self._lanes.wants(id_) else 0 for id_, room in rooms.items()}
+            rooms[message.endpoint_id] = rooms.get(message.endpoint_id, room) - 1
+        rooms = {id_: left if self._lanes.wants(id_) else 0 for id_, left in rooms.items()}
         waiting = delivery_queue.claim_waiting(
             session,
             now=now,
             size=CLAIM_SIZE - len(due.messages),
-            room=ROOM,
+            room=room,
             rooms=rooms,
             probes=self._probes_left(),
         )
@@ -262,14 +267,12 @@ class _Pass:
                 if time.monotonic() < outgoing.until_s:
                     message, sent_at = outgoing.message, self._now()
                     reply = self._sender.send(outgoing.endpoint, message.id, message.body, sent_at=sent_at)
+                    # Before it can be recorded, which resumes the endpoint.
+                    if reply.wants_no_more:
+                        self._lanes.stop(outgoing.endpoint_id)
                     self._attempts.put((outgoing, reply, sent_at))
             finally:
-                self._lanes.done(
-                    outgoing,
-                    was_proven=was_proven,
-                    succeeded=reply.succeeded,
-                    seconds=reply.duration_s,
-                )
+                self._lanes.done(outgoing, reply, was_proven=was_proven)
 
     def _finished(self, *, wait_s: float) -> list[_Attempt]:
         """Return the attempts that are finished, after waiting for the first."""
@@ -333,6 +336,9 @@ class _Pass:
                 self._put_back(self._lanes.drop(row.company_id), "held")
             elif row.open_until is not None:
                 self._put_back(self._lanes.drop(row.company_id), "waiting")
+        for outgoing, reply, _ in attempts:
+            if reply.wants_no_more:
+                self._lanes.resume(outgoing.endpoint_id)
         self._on_record(self._result)
 
     def _stop(self) -> None:
@@ -372,5 +378,5 @@ def _verdict(
     jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads the load, keeps no secret
     pause_s = SCHEDULE_S[message.schedule_step] * jitter
     if reply.retry_after_s is not None:
-        pause_s = max(pause_s, min(reply.retry_after_s, breakers.LONGEST_RETRY_AFTER_S))
+        pause_s = max(pause_s, min(reply.retry_after_s, LONGEST_RETRY_AFTER_S))
     return CallbackStatus.PENDING, now + timedelta(seconds=pause_s)

@@ -66,6 +66,12 @@ WHERE cb.company_id = due.company_id AND cb.id = due.id
 RETURNING {_RETURNING}
 """)  # noqa: S608 - built from constants
 
+_PLATFORM = text("SELECT disabled_at, open_until FROM callback_endpoints WHERE company_id = :id")
+_LOCK_PLATFORM = text("""
+SELECT 1 FROM callback_endpoints WHERE company_id = :id AND open_until <= :now FOR UPDATE SKIP LOCKED
+""")
+_PROBE_PLATFORM = text("UPDATE callback_endpoints SET open_until = :until WHERE company_id = :id")
+
 _HOLD_PLATFORM = text("""
 WITH due AS (
     SELECT company_id, id FROM callbacks WHERE recipient = 'platform' AND next_attempt_at <= :free_since
@@ -116,7 +122,7 @@ SELECT company_id, open_until IS NOT NULL AS open,
         AS status
 FROM callback_endpoints
 WHERE has_waiting AND (open_until IS NULL OR open_until <= :now) AND company_id <> ALL (:full_ids)
-    AND (:probes > 0 OR open_until IS NULL)
+    AND (:room > 0 OR company_id = ANY (:known_ids)) AND (:probes > 0 OR open_until IS NULL)
 ORDER BY open_until NULLS FIRST LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
 
@@ -148,16 +154,22 @@ _MESSAGES = """
 _OF_MESSAGE = """
     cb.company_id = a.company_id AND cb.id = a.id AND cb.attempts = a.attempts AND cb.status = 'pending'"""
 
+# A message that was replayed while it was under way goes out again, unless it has just arrived.
+_NOT_REPLAYED = "cb.schedule_step = a.step OR a.status = 'delivered'"
+
 _RECORD = text(f"""
 WITH recorded AS (
     UPDATE callbacks cb
-    SET status = a.status, attempts = (cb.attempts + 1)::smallint, next_attempt_at = a.next_attempt_at,
-        schedule_step = (cb.schedule_step + 1)::smallint
+    SET attempts = (cb.attempts + 1)::smallint,
+        status = CASE WHEN {_NOT_REPLAYED} THEN a.status ELSE cb.status END,
+        next_attempt_at = CASE WHEN {_NOT_REPLAYED} THEN a.next_attempt_at ELSE cb.next_attempt_at END,
+        schedule_step = CASE WHEN {_NOT_REPLAYED} THEN (a.step + 1)::smallint ELSE cb.schedule_step END
     FROM {_MESSAGES}, CAST(:statuses AS text[]), CAST(:next_attempts AS timestamptz[]),
             CAST(:attempted_ats AS timestamptz[]), CAST(:status_codes AS smallint[]),
-            CAST(:durations_ms AS integer[]), CAST(:errors AS text[]), CAST(:answers AS text[]))
+            CAST(:durations_ms AS integer[]), CAST(:errors AS text[]), CAST(:answers AS text[]),
+            CAST(:steps AS smallint[]))
         AS a(company_id, id, attempts, status, next_attempt_at, attempted_at, status_code, duration_ms, error,
-            answer)
+            answer, step)
     WHERE {_OF_MESSAGE}
     RETURNING cb.company_id, cb.id, cb.attempts AS number, a.attempted_at, a.status_code, a.duration_ms,
         a.error, a.answer
@@ -186,30 +198,22 @@ def claim_platform(session: Session, *, now: datetime, free_since: datetime, siz
 
     None while its breaker is open; then one, where ``probe``. Where it is disabled, they are held.
     """
-    endpoint = session.execute(
-        text("SELECT disabled_at, open_until FROM callback_endpoints WHERE company_id = :id"),
-        {"id": PLATFORM_ID},
-    ).one()
+    prefer_indexes(session)
+    endpoint = session.execute(_PLATFORM, {"id": PLATFORM_ID}).one()
     if endpoint.disabled_at is not None:
         held: Any = session.execute(_HOLD_PLATFORM, {"free_since": free_since, "size": SCAN_SIZE})
         return Claim([], moved=held.rowcount)
     if endpoint.open_until is not None:
-        size = min(size, int(probe and _begin_probe(session, now=now)))
+        # Only who has the lock tries it.
+        free = probe and session.execute(_LOCK_PLATFORM, {"id": PLATFORM_ID, "now": now}).one_or_none()
+        size = min(size, int(bool(free)))
     if size <= 0:
         return Claim([])
     values = {"free_since": free_since, "size": size, "leased_until": now + LEASE}
-    return _sorted_out(session.execute(_CLAIM_PLATFORM, values).all())
-
-
-def _begin_probe(session: Session, *, now: datetime) -> bool:
-    """Return whether it is time to try the platform's endpoint again, and no one else does."""
-    begun: Any = session.execute(
-        text(
-            "UPDATE callback_endpoints SET open_until = :until WHERE company_id = :id AND open_until <= :now"
-        ),
-        {"id": PLATFORM_ID, "until": now + PROBE_LEASE, "now": now},
-    )
-    return bool(begun.rowcount)
+    claim = _sorted_out(session.execute(_CLAIM_PLATFORM, values).all())
+    if claim.messages and endpoint.open_until is not None:
+        session.execute(_PROBE_PLATFORM, {"id": PLATFORM_ID, "until": now + PROBE_LEASE})
+    return claim
 
 
 def claim_companies(
@@ -249,6 +253,8 @@ def claim_waiting(
     values = {
         "now": now,
         "full_ids": [id_ for id_, left in rooms.items() if left <= 0],
+        "known_ids": list(rooms),
+        "room": room,
         "limit": READY_ENDPOINTS,
         "probes": probes,
     }
@@ -313,7 +319,8 @@ def record(session: Session, messages: Sequence[Claimed], **columns: list[Any]) 
     durations_ms, errors and answers.
     """
     prefer_indexes(session)
-    session.execute(_RECORD, _keys(messages) | columns)
+    steps = [message.schedule_step for message in messages]
+    session.execute(_RECORD, _keys(messages) | columns | {"steps": steps})
 
 
 def put_back(

@@ -4,11 +4,12 @@ An endpoint is *proven* once it answered well and soon. It may be sent a few mes
 one at a time, and all others together leave some threads to the proven ones.
 """
 
+import itertools
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 
-from billing.senders import Outgoing
+from billing.senders import Outgoing, Reply
 
 SOON_S = 1.0
 """An endpoint that took longer to answer is not proven, or no longer."""
@@ -18,6 +19,12 @@ RESERVED_SHARE = 4
 
 PROVEN_ROOM, ROOM = 256, 12
 """How many messages of an endpoint are claimed ahead: no more than it can be sent within the lease."""
+
+UNPROVEN_KEPT = 128
+"""How many messages of endpoints that are not proven are claimed ahead, about, of all together."""
+
+LATEST_PROVEN = 256
+"""How many proven endpoints are looked for by name while the others have to wait."""
 
 PROVEN_KEPT = 10_000
 """How many proven endpoints are remembered, the latest first."""
@@ -34,6 +41,8 @@ class Lanes:
         self._queues: OrderedDict[int, deque[Outgoing]] = OrderedDict()
         self._under_way: Counter[int] = Counter()
         self._unproven_under_way = 0
+        self._unproven_limit = threads - threads // RESERVED_SHARE
+        self._stopped: Counter[int] = Counter()
         self._proven = proven
         self._closed = False
 
@@ -54,21 +63,34 @@ class Lanes:
                 self._changed.wait()
             return None
 
-    def done(self, message: Outgoing, *, was_proven: bool, succeeded: bool, seconds: float) -> None:
-        """Say that a message that was taken is sent, or not, and how long that took."""
+    def stop(self, endpoint_id: int) -> None:
+        """Give out nothing more for an endpoint that asked to be left alone, until that is recorded."""
         with self._changed:
-            id_ = message.endpoint_id
+            self._stopped[endpoint_id] += 1
+
+    def resume(self, endpoint_id: int) -> None:
+        """Go on with an endpoint that was stopped: what it asked for is recorded."""
+        with self._changed:
+            self._stopped[endpoint_id] -= 1
+            if not self._stopped[endpoint_id]:
+                del self._stopped[endpoint_id]
+                self._changed.notify(self._per_endpoint)
+
+    def done(self, outgoing: Outgoing, reply: Reply, *, was_proven: bool) -> None:
+        """Say what came of a message that was taken."""
+        with self._changed:
+            id_ = outgoing.endpoint_id
             self._under_way[id_] -= 1
             if not self._under_way[id_]:
                 del self._under_way[id_]
             self._unproven_under_way -= not was_proven
             # Whoever says this takes the next message; only where more became possible, others are wanted.
-            is_known = self._proven.pop(id_, self) is None
-            if succeeded and seconds <= SOON_S:
+            was_known = self._proven.pop(id_, self) is None
+            if reply.succeeded and reply.duration_s <= SOON_S:
                 self._proven[id_] = None
                 if len(self._proven) > PROVEN_KEPT:
                     self._proven.popitem(last=False)
-                if not is_known:
+                if not was_known:
                     self._changed.notify(self._per_endpoint)
 
     def drop(self, endpoint_id: int | None = None) -> list[Outgoing]:
@@ -94,11 +116,13 @@ class Lanes:
     def hungry(self) -> bool:
         """Return whether threads will soon have nothing to do, unless more is claimed."""
         with self._changed:
-            ready = sum(
-                min(len(queue), max(0, self._limit(id_) - self._under_way[id_]))
-                for id_, queue in self._queues.items()
-            )
-            return ready + self._under_way.total() < self._threads
+            ready = {True: 0, False: 0}
+            for id_, queue in self._queues.items():
+                if id_ not in self._stopped:
+                    free = max(0, self._limit(id_) - self._under_way[id_])
+                    ready[id_ in self._proven] += min(len(queue), free)
+            unproven = min(ready[False], self._unproven_limit - self._unproven_under_way)
+            return ready[True] + unproven + self._under_way.total() < self._threads
 
     def wants(self, endpoint_id: int) -> bool:
         """Return whether an endpoint has room for half of what may be claimed ahead, or more.
@@ -113,17 +137,26 @@ class Lanes:
         with self._changed:
             return self._room(endpoint_id)
 
-    def rooms(self) -> dict[int, int]:
-        """Return how many more may be claimed of each endpoint that has messages here; of others, `ROOM`."""
+    def rooms(self) -> tuple[int, dict[int, int]]:
+        """Return how many more messages may be claimed of an endpoint, and of those for which it is another.
+
+        Where many wait that are not proven, none but proven ones get more: their messages are let through.
+        """
         with self._changed:
-            return {id_: self._room(id_) for id_ in {*self._queues, *self._under_way}}
+            rooms = {id_: self._room(id_) for id_ in {*self._queues, *self._under_way}}
+            unproven = sum(len(queue) for id_, queue in self._queues.items() if id_ not in self._proven)
+            if unproven < UNPROVEN_KEPT:
+                return ROOM, rooms
+            latest = itertools.islice(reversed(self._proven), LATEST_PROVEN)
+            proven = {id_: self._room(id_) for id_ in latest}
+            return 0, dict.fromkeys(rooms, 0) | proven
 
     def _next(self) -> tuple[Outgoing, bool] | None:
         for id_, queue in self._queues.items():
             proven = id_ in self._proven
-            if self._under_way[id_] >= self._limit(id_):
+            if id_ in self._stopped or self._under_way[id_] >= self._limit(id_):
                 continue
-            if not proven and self._unproven_under_way >= self._threads - self._threads // RESERVED_SHARE:
+            if not proven and self._unproven_under_way >= self._unproven_limit:
                 continue
             message = queue.popleft()
             self._queues.move_to_end(id_)

@@ -188,11 +188,14 @@ WITH settled AS (
     SET sequence = c.sequence + CASE WHEN s.outcome = 1 OR s.given_up THEN 2 ELSE 1 END,
         status = CASE WHEN s.given_up THEN 0 ELSE c.status END,
         passivated_at = CASE WHEN s.given_up THEN :attempted_at ELSE c.passivated_at END
-    FROM settled s WHERE c.id = s.company_id
+    FROM settled s
+        LEFT JOIN LATERAL (
+            SELECT b.status FROM companies b WHERE s.given_up AND b.id = s.company_id FOR NO KEY UPDATE
+        ) before ON true
+    WHERE c.id = s.company_id
     RETURNING s.*, c.sequence, c.callback_url IS NOT NULL AS by_company,
         CASE WHEN :by_platform OR c.callback_url IS NOT NULL THEN {company_sql("c")}::text END AS company,
-        CASE WHEN s.given_up AND (SELECT b.status FROM companies b WHERE b.id = s.company_id) = 1
-            THEN '{{"company":{{"status"\\:1}}}}' ELSE '{{}}' END AS previous
+        CASE WHEN before.status = 1 THEN '{{"company":{{"status"\\:1}}}}' ELSE '{{}}' END AS previous
 ), rolled AS (
     UPDATE company_packages cp
     SET start_date = s.period_end, end_date = s.next_end_date, full_days = s.next_full_days,

@@ -29,6 +29,9 @@ POOLS = 256
 ANSWER_BYTES = 1024
 """How much of an answer is read and kept. Its status says all that Vade wants to know."""
 
+LONGEST_RETRY_AFTER_S = 86_400.0
+"""The longest that an endpoint may ask to be left alone."""
+
 GONE = 410
 ASKING_FOR_TIME = frozenset({429, 503})
 
@@ -43,11 +46,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A claimed message on its way to its endpoint; later than ``until_s`` (monotonic) it is not ours."""
+    """A claimed message on its way to its endpoint; later than ``until_s`` (monotonic) it is not ours.
+
+    Where it is a ``probe``, it is the one message that tries an endpoint whose breaker was open.
+    """
 
     message: Claimed
     endpoint: Endpoint
     until_s: float
+    probe: bool = False
 
     @property
     def endpoint_id(self) -> int:
@@ -70,6 +77,11 @@ class Reply:
     def succeeded(self) -> bool:
         """Any 2xx is a success; a redirect is not followed, and is none."""
         return self.status_code is not None and 200 <= self.status_code < 300
+
+    @property
+    def wants_no_more(self) -> bool:
+        """Whether the endpoint asked to be left alone, for a time or for good."""
+        return self.status_code == GONE or self.retry_after_s is not None
 
     @property
     def duration_ms(self) -> int:
@@ -172,6 +184,6 @@ def _retry_after_s(response: requests.Response) -> float | None:
     if response.status_code not in ASKING_FOR_TIME or value is None:
         return None
     try:
-        return max(0.0, Retry().parse_retry_after(value))
+        return max(0.0, Retry(retry_after_max=int(LONGEST_RETRY_AFTER_S)).parse_retry_after(value))
     except (InvalidHeader, ValueError, OverflowError):
         return None

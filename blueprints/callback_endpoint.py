@@ -48,6 +48,10 @@ class EndpointQuery(QueryModel):
     )
 
 
+class NoQuery(QueryModel):
+    """Nothing: whose secret it is follows from the token."""
+
+
 class RecoverBody(BodyModel):
     """Since when messages are to be sent again."""
 
@@ -70,7 +74,7 @@ def get_endpoint(query: EndpointQuery) -> dict[str, Any]:
     responses={200: RotatedAnswer, **MISSING, **problems(s409="Too many former secrets still sign")},
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
-def rotate_secret() -> dict[str, Any]:
+def rotate_secret(query: NoQuery) -> dict[str, Any]:  # noqa: ARG001 - none is looked at, and none taken
     """Give the caller's endpoint a new secret, which only this answer shows; an operator's is the platform's.
 
     Until `former_secret_expires_at` each message is signed by both, so that a receiver can change over.
@@ -134,8 +138,10 @@ def recover(query: EndpointQuery, body: RecoverBody) -> dict[str, Any]:
             batch = callback_history.recover(session, id_, since=body.since, now=now)
         recovered += batch
         if batch < callback_history.BATCH:
-            return {"recovered": recovered, "more": False}
-    return {"recovered": recovered, "more": True}
+            break
+    with transaction() as session:
+        more = callback_history.is_any_failed(session, id_, since=body.since)
+    return {"recovered": recovered, "more": more}
 
 
 @blueprint.post("/enable", summary="Enable the endpoint", responses={200: EndpointAnswer, **MISSING})

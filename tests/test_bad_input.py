@@ -70,6 +70,12 @@ ENDPOINTS = {
     "give package": Endpoint(
         "POST", "/api/v1/company-packages", _operator, lambda c, p: {"company_id": c.id, "package_id": p.id}
     ),
+    "recover callbacks": Endpoint(
+        "POST",
+        "/api/v1/callback-endpoint/recover",
+        World.token,
+        lambda _c, _p: {"since": "2026-01-10T09:00:00Z"},
+    ),
 }
 
 
@@ -252,6 +258,28 @@ BAD_PRICE: list[Any] = [
 BAD_PERIOD: list[Any] = [*NO_TEXT, "", "weekly", "Monthly", "monthly ", "monthly\0", "\ud800"]
 BAD_CURRENCY: list[Any] = [*NO_TEXT, "", "try", "TL", "TRYY", "TRY\n", " TRY", "ŞŞŞ", "T\0Y", "949", "\ud800"]
 BAD_STATUS: list[Any] = [None, True, False, 1.0, 0.5, "1", "", 2, -1, 2**63, HUGE, [], {}]
+BAD_INSTANT_TEXT = [
+    "",
+    "now",
+    "yesterday",
+    "0",
+    "1769990400",
+    "2026-02-10",
+    "2026-02-10T",
+    "2026-02-30T00:00:00Z",
+    "2026-02-10T24:00:01Z",
+    "2026-02-10T00:00:00",
+    "2026-02-10 00:00:00Z",
+    "2026-02-10T00:00:00Z ",
+    " 2026-02-10T00:00:00Z",
+    "2026-02-10T00:00:00+25:00",
+    "٢٠٢٦-02-10T00:00:00Z",
+    "0001-01-01T00:00:00+03:00",
+    "9999-12-31T23:59:59-12:00",
+    "-2026-02-10T00:00:00Z",
+    "x" * 5000,
+]
+BAD_INSTANT: list[Any] = [*NO_TEXT, *BAD_INSTANT_TEXT, "\ud800", 1769990400, 1e9, HUGE]
 
 FIELDS = [
     ("register", "site_url", BAD_URL),
@@ -295,6 +323,59 @@ def test_a_value_that_is_none_of_its_field_is_refused_there(
         assert_problem(response, 422, pointers=[f"#/{field}"])
 
 
+def pointers(response: Any) -> list[str]:
+    assert response.status_code == 422, response.text
+    return [error["pointer"] for error in response.json["errors"]]
+
+
+@pytest.mark.parametrize("call", ["recover callbacks"], indirect=True)
+def test_an_instant_of_a_body_that_is_none_is_refused_there(call: Caller) -> None:
+    for value in BAD_INSTANT:
+        assert pointers(call.with_field("since", value)) == ["#/since"], value
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+def test_an_instant_of_a_query_that_is_none_is_refused_there(
+    client: DescribedClient, world: World, name: str
+) -> None:
+    for value in [*BAD_INSTANT_TEXT, "2026-02-10T00:00:00 03:00"]:
+        response = client.get("/api/v1/callbacks", query_string={name: value}, headers=world.operator())
+        assert pointers(response) == [f"#/{name}"], value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-02-10T00:00:00Z\0",
+        "2026-W07-2T00:00:00Z",
+        "20260210T000000Z",
+        "2026-02-10T00Z",
+        "2026-02-10T00:00:00,5Z",
+        "2026-02-10T00:00:00+00:00:30",
+    ],
+)
+def test_an_instant_that_is_not_of_rfc_3339_is_refused(
+    client: DescribedClient, world: World, value: str
+) -> None:
+    response = client.get("/api/v1/callbacks", query_string={"since": value}, headers=world.operator())
+
+    assert pointers(response) == ["#/since"]
+
+
+@pytest.mark.parametrize("call", ["recover callbacks"], indirect=True)
+def test_an_instant_that_is_none_is_refused_in_a_sentence_that_does_not_repeat_it(
+    client: DescribedClient, world: World, call: Caller
+) -> None:
+    for value in BAD_INSTANT_TEXT:
+        query = {"since": value}
+        for response in (
+            call.with_field("since", value),
+            client.get("/api/v1/callbacks", query_string=query, headers=world.operator()),
+        ):
+            problem = assert_problem(response, 422, pointers=["#/since"])
+            assert len(json.dumps(problem)) < 500
+
+
 @pytest.mark.parametrize(
     ("call", "field"),
     [
@@ -305,6 +386,7 @@ def test_a_value_that_is_none_of_its_field_is_refused_there(
             "create package": ["name", "period", "price_minor", "currency"],
             "take package": ["company_id", "package_id"],
             "give package": ["company_id", "package_id"],
+            "recover callbacks": ["since"],
         }.items()
         for field in fields
     ],
@@ -464,6 +546,7 @@ def test_values_and_passwords_are_not_repeated(client: DescribedClient, world: W
 
 # Addresses --------------------------------------------------------------------------------------------------
 
+LISTS = ["/api/v1/packages", "/api/v1/company-payments", "/api/v1/callbacks"]
 BAD_LIMIT = [
     "0",
     "-1",
@@ -482,7 +565,7 @@ BAD_LIMIT = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/api/v1/packages", "/api/v1/company-payments"])
+@pytest.mark.parametrize("path", LISTS)
 @pytest.mark.parametrize(
     ("query", "pointers"),
     [
@@ -502,7 +585,7 @@ def test_a_page_that_is_none_is_refused(
     assert_problem(response, 422, pointers=pointers)
 
 
-@pytest.mark.parametrize("path", ["/api/v1/packages", "/api/v1/company-payments"])
+@pytest.mark.parametrize("path", LISTS)
 def test_a_forged_cursor_is_refused(client: DescribedClient, world: World, path: str) -> None:
     for _ in range(2):
         world.package()
@@ -603,7 +686,14 @@ def test_a_method_that_is_not_offered_is_not_allowed(client: DescribedClient, wo
 def test_head_is_get_without_a_body(client: DescribedClient, world: World) -> None:
     headers = world.token(world.company())
 
-    for path in ("/healthz", "/api/v1/packages", "/api/v1/companies/me", "/openapi.json", "/docs"):
+    for path in (
+        "/healthz",
+        "/api/v1/packages",
+        "/api/v1/companies/me",
+        "/api/v1/callbacks",
+        "/openapi.json",
+        "/docs",
+    ):
         got, head = (client.open(path, method=method, headers=headers) for method in ("GET", "HEAD"))
         assert (head.status_code, head.data) == (200, b"")
         assert head.headers["Content-Type"] == got.headers["Content-Type"]

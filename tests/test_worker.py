@@ -265,6 +265,53 @@ def test_its_heartbeat_is_seen_by_readyz_until_it_leaves(
     assert told()["status"] == "unseen"
 
 
+OLD_CALLBACKS = """
+INSERT INTO callbacks (company_id, id, recipient, type, body, status, next_attempt_at, created_at)
+SELECT 7, gen_random_uuid(), CASE WHEN mod(n, 2) = 0 THEN 'platform' ELSE 'company' END, 'company.updated',
+    age, status, CASE WHEN status = 'pending' THEN 'infinity'::timestamptz END, now() - age::interval
+FROM unnest(ARRAY['pending', 'waiting', 'held', 'delivered', 'exhausted']) AS status,
+    (VALUES ('49 hours', 800), ('47 hours', 2)) AS ages(age, number), generate_series(1, number) AS n
+"""
+ATTEMPTS = """
+INSERT INTO callback_attempts (company_id, callback_id, number, attempted_at, status_code, duration_ms)
+SELECT company_id, id, 1, now(), 500, 7 FROM callbacks
+"""
+COUNTED = """
+CREATE TABLE removals (transaction xid8, number bigint);
+CREATE FUNCTION count_removals() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO removals SELECT pg_current_xact_id(), count(*) FROM gone; RETURN NULL; END $$;
+CREATE TRIGGER count_removals AFTER DELETE ON callbacks REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION count_removals()
+"""
+
+
+def test_it_removes_old_callbacks_that_are_done_with_a_few_at_a_time(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    database.do(OLD_CALLBACKS)
+    database.do(ATTEMPTS)
+    database.do(COUNTED)
+    old = "SELECT count(*) FROM callbacks WHERE body = '49 hours'"
+
+    with worker(database_url, tmp_path, CALLBACK_RETENTION_DAYS="2") as program:
+        until(lambda: "old callbacks removed" in program.text(), what=program.text)
+        program.tell()
+        assert program.ended(within_s=10) == 0
+
+    (line,) = (record for record in program.records() if record["message"] == "old callbacks removed")
+    assert line["removed"] == 2400
+    assert database.one(old) == 1600, "what is still to be sent stays"
+    kept = "SELECT body, status, count(*) FROM callbacks GROUP BY 1, 2 ORDER BY 1, 2"
+    young = ["delivered", "exhausted", "held", "pending", "waiting"]
+    assert database.all(kept) == [
+        *(("47 hours", status, 2) for status in young),
+        *(("49 hours", status, 800) for status in ("pending", "waiting")),
+    ]
+    assert database.one("SELECT count(*) FROM callback_attempts") == 1610, "attempts go with their messages"
+    removals = database.all("SELECT sum(number)::int FROM removals GROUP BY transaction ORDER BY 1")
+    assert [number for (number,) in removals if number] == [400, 1000, 1000]
+
+
 def charged_so_far(ledger: Ledger, number: int) -> bool:
     return len(ledger.keys()) >= number
 

@@ -1,6 +1,7 @@
 """The API's description: OpenAPI 3.1 from the routes, completed with access and problem types."""
 
 from http import HTTPStatus
+from inspect import signature
 from typing import Any
 
 from flask import Flask, current_app
@@ -107,7 +108,8 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
                 statuses += [400, 413, 415]
             for status in statuses:
                 answers.setdefault(str(status), problem_answer(REASONS[status]))
-            if takes_body(view) or operation.get("parameters"):
+            # Also a view that takes no parameter says so of each that comes.
+            if {"body", "path", "query"} & signature(view).parameters.keys():
                 answers["422"] = problem_answer(REASONS[422], model=ValidationProblem)
             else:
                 answers.pop("422", None)

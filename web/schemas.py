@@ -1,5 +1,6 @@
 """The shapes of requests and answers: what pydantic checks, and what OpenAPI says."""
 
+import contextlib
 import re
 import unicodedata
 from datetime import date, datetime
@@ -18,6 +19,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+from billing.addresses import as_sent
 from models import BIGINT_MAX, MAXIMUM_PRICE_MINOR
 
 # Names such as shop.example or shop.test are refused by default; here they are as good as any other:
@@ -60,13 +62,18 @@ def _email(value: str) -> str:
 
 def _http_url(value: str) -> str:
     try:
-        host = _HTTP_URL.validate_python(value).host or ""
+        parts = _HTTP_URL.validate_python(value)
+        host, sent = parts.host or "", str(parts)
+        with contextlib.suppress(ValueError):
+            sent = as_sent(value)
     except ValueError:
-        host = ""
+        host = sent = ""
     if not (_WRITTEN_OUT.fullmatch(value) and value.isprintable() and _HOST.fullmatch(host)):
         raise ValueError("This is not an http or https URL")
-    if len(value.encode()) > MAXIMUM_URL_LENGTH:
-        raise ValueError(f"A URL may have {MAXIMUM_URL_LENGTH:,} bytes at most")
+    if len(sent) > MAXIMUM_URL_LENGTH:
+        raise ValueError(
+            f"As it is sent, with %-codes for letters, it is over {MAXIMUM_URL_LENGTH} characters"
+        )
     return value
 
 

@@ -107,6 +107,11 @@ def change_callbacks() -> None:
         "callbacks", sa.Column("schedule_step", sa.SmallInteger(), server_default="0", nullable=False)
     )
     op.execute("UPDATE callbacks SET schedule_step = attempts WHERE attempts > 0")
+    # An id now begins with the company's. What was sent already and will be again keeps the id it was sent with.
+    op.execute(
+        "UPDATE callbacks SET id = (lpad(to_hex(company_id), 16, '0') || right(replace(id::text, '-', ''), 16))::uuid"
+        " WHERE NOT (status = 'pending' AND attempts > 0)"
+    )
     op.drop_constraint(op.f("callbacks_status_check"), "callbacks", type_="check")
     op.create_check_constraint(
         op.f("callbacks_status_check"),
