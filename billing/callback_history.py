@@ -10,7 +10,7 @@ from sqlalchemy import Row, Select, literal, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from billing.callbacks import COMPANY, PLATFORM, company_of
-from billing.errors import EndpointDisabledError, NotFoundError
+from billing.errors import EndpointDisabledError, EndpointMissingError, NotFoundError
 from models import BIGINT_MAX, PLATFORM_ID, Callback, CallbackAttempt, CallbackEndpoint
 
 BATCH = 1000
@@ -101,6 +101,7 @@ def replay(session: Session, id_: UUID, *, company_id: int | None, now: datetime
 
     Raises:
         NotFoundError: when there is none.
+        EndpointMissingError: when its endpoint was taken away.
         EndpointDisabledError: when its endpoint is disabled.
     """
     callback = find(session, id_, company_id=company_id)
@@ -133,9 +134,14 @@ def is_any_failed(session: Session, endpoint_id: int, *, since: datetime) -> boo
 
 
 def check_enabled(session: Session, endpoint_id: int) -> None:
-    """Raise `EndpointDisabledError` for an endpoint that is disabled."""
-    query = select(CallbackEndpoint.disabled_at).where(CallbackEndpoint.company_id == endpoint_id)
-    if session.execute(query).scalar_one_or_none() is not None:
+    """Raise an error for an endpoint that is disabled, or was taken away.
+
+    The platform's may be new: it is there once the first message is sent to it.
+    """
+    endpoint = session.get(CallbackEndpoint, endpoint_id, populate_existing=True)
+    if endpoint_id != PLATFORM_ID and (endpoint is None or endpoint.url is None):
+        raise EndpointMissingError
+    if endpoint is not None and endpoint.disabled_at is not None:
         raise EndpointDisabledError
 
 

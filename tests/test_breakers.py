@@ -715,7 +715,7 @@ def outgoing(url: str, *, company_id: int = 1, probe: bool = False) -> Outgoing:
     return Outgoing(claimed, Endpoint(url, ()), 0.0, probe=probe)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(

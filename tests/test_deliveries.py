@@ -654,7 +654,8 @@ def test_whatever_answers_the_outcome_is_decided(
     assert (callback.next_attempt_at is None) == succeeds
     assert (attempt.number, attempt.status_code, attempt.error) == (1, expected.status_code, expected.error)
     if expected.answer == "x…":
-        assert set(attempt.answer or "") == {"x"}, "what had come by then"
+        assert attempt.answer is not None
+        assert set(attempt.answer) <= {"x"}, "what had come by then, if that could be read to its end"
     else:
         assert attempt.answer == expected.answer
     at_least_s = expected.read_s or expected.send_s or 0.0

@@ -19,6 +19,7 @@ from billing.collection import Collector, PassResult
 from billing.gateways import ChargeRequest, ChargeResult, GatewayUnavailable
 from billing.periods import billing_day_of
 from models import (
+    PLATFORM_ID,
     CallbackAttempt,
     CallbackSecret,
     Company,
@@ -197,6 +198,15 @@ class World:
         now = self.vade.clock.read(self.session).real
         found = callback_endpoints.read_secrets(self.session, [company.id], now=now)
         return self.vade.keyring.readable(found.get(company.id, ()))
+
+    def rotate_platform(self) -> str:
+        """Give the platform's endpoint, which was sent something before, a new secret."""
+        now = self.vade.clock.read(self.session).real
+        secret, _ = callback_endpoints.rotate_secret(
+            self.session, PLATFORM_ID, self.vade.keyring, now=now, overlap=self.vade.secret_overlap
+        )
+        self.session.commit()
+        return secret
 
     def attempts(self) -> list[CallbackAttempt]:
         """All attempts to deliver callbacks, in their order."""
