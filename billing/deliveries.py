@@ -22,7 +22,7 @@ from billing import breakers, callback_endpoints, delivery_queue
 from billing.addresses import AddressPolicy
 from billing.callback_endpoints import PlatformEndpoint
 from billing.clock import Clock
-from billing.delivery_queue import LEASE, Claim, Claimed
+from billing.delivery_queue import LEASE, PROBE_LEASE, Claim, Claimed
 from billing.keyring import Keyring
 from billing.lanes import Lanes
 from billing.senders import GONE, LONGEST_RETRY_AFTER_S, SEND_TIMEOUT_S, Endpoint, Outgoing, Reply, Sender
@@ -113,7 +113,8 @@ class _Pass:
         self._lanes = Lanes(threads=THREADS, per_endpoint=deliverer.per_endpoint, proven=deliverer._proven)
         self._attempts: SimpleQueue[_Attempt] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._probes: set[int] = set()
+        # Endpoints that are being tried again, and until when that is waited for.
+        self._probes: dict[int, float] = {}
         self._next_look_s: dict[_Look, float] = {}
         self._set_clock(self._begin())
         self._began = self._now()
@@ -230,7 +231,8 @@ class _Pass:
         return now if self._rolling else self._began
 
     def _probes_left(self) -> int:
-        return max(0, PROBES - len(self._probes))
+        now_s = time.monotonic()
+        return max(0, PROBES - sum(until_s > now_s for until_s in self._probes.values()))
 
     def _endpoints(self, session: Session, ids: set[int], *, now: datetime) -> dict[int, Endpoint]:
         if not ids:
@@ -240,7 +242,8 @@ class _Pass:
                 CallbackEndpoint.company_id.in_(ids)
             )
         ).all()
-        self._probes |= {row.company_id for row in rows if row.open_until is not None}
+        until_s = time.monotonic() + PROBE_LEASE.total_seconds()
+        self._probes |= {row.company_id: until_s for row in rows if row.open_until is not None}
         encrypted = callback_endpoints.read_secrets(session, list(ids), now=now)
         readable = self._deliverer.keyring.readable
         return {
@@ -316,7 +319,7 @@ class _Pass:
 
         statuses, changed, disabled_total = run_in_transaction(self._engine, record)
         for (outgoing, _, _), status in zip(attempts, statuses, strict=True):
-            self._probes.discard(outgoing.endpoint_id)
+            self._probes.pop(outgoing.endpoint_id, None)
             self._result.add(status)
             if status is CallbackStatus.EXHAUSTED:
                 logger.error(

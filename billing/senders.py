@@ -1,5 +1,6 @@
 """One message on its way: to whom it goes, how it is signed, and what came back."""
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -170,11 +171,13 @@ def _signer(secret: str) -> Webhook:
 
 def _beginning(response: requests.Response) -> str:
     """Return the first bytes of an answer as text that a database can keep; an answer may break off there."""
-    try:
+    beginning = b""
+    with contextlib.suppress(HTTPError, OSError, ValueError):
         # Not decoded: a small answer can unpack to an enormous one.
-        beginning = response.raw.read(ANSWER_BYTES, decode_content=False)
-    except (HTTPError, OSError, ValueError):
-        beginning = b""
+        while (left := ANSWER_BYTES - len(beginning)) and (
+            piece := response.raw.read1(left, decode_content=False)
+        ):
+            beginning += piece
     text: str = beginning.decode("utf-8", "replace")
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 

@@ -18,6 +18,8 @@ import embedded
 import postgres_server
 from config import PROJECT_DIR, ConfigError
 
+pytestmark = pytest.mark.slow
+
 JOIN = """
 import sys, embedded
 from config import Settings

@@ -25,6 +25,8 @@ from tests.processes import Program, environment, run, started, until
 from tests.world import CALLBACK_SECRET
 from web.webhooks import EVENTS
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ("-c", "from listener import listen_command; listen_command()")
 """The command without the rest of ``flask``, which takes a second to start."""
 

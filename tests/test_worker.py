@@ -24,6 +24,8 @@ from tests.gateways import Ledger
 from tests.processes import Database, run, until, worker
 from wsgi import create_app
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = "tests.gateways:AlwaysCharges"
 SLOW = "tests.gateways:SlowGateway"
 HANGING = "tests.gateways:HangingGateway"
