@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 import embedded
 from billing import callback_history, heartbeats
+from billing.addresses import refusal
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
@@ -69,6 +70,8 @@ class Worker:
             self._collector: Collector = make_collector(vade(), stop=self.stop)
             self._deliverer: Deliverer = make_deliverer(vade(), stop=self.stop)
             self._poll_s = vade().settings.worker_poll_s
+            platform = vade().platform
+            self._unreachable = platform and refusal(platform.url, vade().address_policy)
             self._every_pass = vade().settings.production
             self._retention = timedelta(days=vade().settings.callback_retention_days)
 
@@ -96,6 +99,8 @@ class Worker:
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
         logger.info("worker started", extra={"worker": self._name})
+        if self._unreachable:
+            logger.error("nothing can be sent to CALLBACK_URL: %s", self._unreachable)
         self._told.recv(1)
         self.stop.set()
         logger.info("worker stops", extra={"worker": self._name})

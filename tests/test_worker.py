@@ -22,6 +22,7 @@ from tests.conftest import settings_for
 from tests.crowds import crowd
 from tests.gateways import Ledger
 from tests.processes import Database, run, until, worker
+from tests.world import CALLBACK_SECRET
 from wsgi import create_app
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,30 @@ def payments(database: Database) -> int:
 
 def beats(database: Database) -> int:
     return int(database.one("SELECT count(*) FROM worker_heartbeats"))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://platform.example/", "An https URL is wanted."),
+        ("https://10.0.0.1/", "This address is not public."),
+        ("https://platform.example/", None),
+    ],
+)
+def test_an_endpoint_of_the_settings_that_nothing_can_be_sent_to_is_told_at_start(
+    database_url: str, tmp_path: Path, url: str, told: str | None
+) -> None:
+    settings = {"CALLBACK_URL": url, "CALLBACK_SECRET": CALLBACK_SECRET}
+
+    with worker(database_url, tmp_path, **settings) as program:
+        until(program.passes, what=program.text)
+        program.tell()
+        assert program.ended(within_s=10) == 0
+
+    expected = [] if told is None else [f"nothing can be sent to CALLBACK_URL: {told}"]
+    assert [
+        record["message"] for record in program.records() if "CALLBACK_URL" in record["message"]
+    ] == expected
 
 
 def test_a_pass_logs_one_line_with_its_figures(database: Database, database_url: str, tmp_path: Path) -> None:
