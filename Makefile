@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 NODE_STAMP := node_modules/.complete
-PYTEST := $(BIN)/python -m pytest -q -n 4
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header
 SCHEMA ?= docs/schema.sql
 
