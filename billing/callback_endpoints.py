@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -105,10 +105,7 @@ def read_secrets(session: Session, company_ids: Sequence[int], *, now: datetime)
     """Return the encrypted secrets that sign for some endpoints now, newest first."""
     rows = session.execute(
         select(CallbackSecret.company_id, CallbackSecret.encrypted)
-        .where(
-            CallbackSecret.company_id.in_(company_ids),
-            CallbackSecret.expires_at.is_(None) | (CallbackSecret.expires_at > now),
-        )
+        .where(CallbackSecret.company_id.in_(company_ids), _signs_at(now))
         .order_by(CallbackSecret.company_id, CallbackSecret.id.desc())
     )
     found: dict[int, list[str]] = {}
@@ -177,11 +174,12 @@ def _knows(session: Session, secret: str, keyring: Keyring) -> bool:
 
 def _signing(session: Session, company_id: int, *, now: datetime) -> Sequence[CallbackSecret]:
     """Return the secrets that sign now, newest first."""
-    query = select(CallbackSecret).where(
-        CallbackSecret.company_id == company_id,
-        CallbackSecret.expires_at.is_(None) | (CallbackSecret.expires_at > now),
-    )
+    query = select(CallbackSecret).where(CallbackSecret.company_id == company_id, _signs_at(now))
     return session.scalars(query.order_by(CallbackSecret.id.desc())).all()
+
+
+def _signs_at(now: datetime) -> ColumnElement[bool]:
+    return CallbackSecret.expires_at.is_(None) | (CallbackSecret.expires_at > now)
 
 
 def _expire_surplus(session: Session, company_id: int, *, now: datetime) -> None:

@@ -56,12 +56,15 @@ class Claim:
 
 _RETURNING = "cb.company_id, cb.id, cb.recipient, cb.type, cb.body, cb.attempts, cb.schedule_step"
 
-_CLAIM_PLATFORM = text(f"""
+_DUE_PLATFORM = """
 WITH due AS (
     SELECT company_id, id FROM callbacks WHERE recipient = 'platform' AND next_attempt_at <= :free_since
     ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
 )
-UPDATE callbacks cb SET next_attempt_at = :leased_until FROM due
+"""
+
+_CLAIM_PLATFORM = text(f"""
+{_DUE_PLATFORM}UPDATE callbacks cb SET next_attempt_at = :leased_until FROM due
 WHERE cb.company_id = due.company_id AND cb.id = due.id
 RETURNING {_RETURNING}
 """)  # noqa: S608 - built from constants
@@ -72,14 +75,10 @@ SELECT 1 FROM callback_endpoints WHERE company_id = :id AND open_until <= :now F
 """)
 _PROBE_PLATFORM = text("UPDATE callback_endpoints SET open_until = :until WHERE company_id = :id")
 
-_HOLD_PLATFORM = text("""
-WITH due AS (
-    SELECT company_id, id FROM callbacks WHERE recipient = 'platform' AND next_attempt_at <= :free_since
-    ORDER BY next_attempt_at LIMIT :size FOR UPDATE SKIP LOCKED
-)
-UPDATE callbacks cb SET status = 'held', next_attempt_at = NULL FROM due
+_HOLD_PLATFORM = text(f"""
+{_DUE_PLATFORM}UPDATE callbacks cb SET status = 'held', next_attempt_at = NULL FROM due
 WHERE cb.company_id = due.company_id AND cb.id = due.id
-""")
+""")  # noqa: S608 - built from constants
 
 # One look at due messages: leased are those whose endpoint may be sent to and has room, :size at most; what
 # no endpoint can take now leaves the index; the rest stays as it is.

@@ -23,6 +23,7 @@ from blueprints import callback_endpoint
 from cli import make_deliverer
 from models import PLATFORM_ID, Callback, Company, db
 from tests.api import DescribedClient, assert_problem, contents
+from tests.deliveries import make_due
 from tests.receivers import Received, Receiver, receiver
 from tests.webhooks import assert_described_message
 from tests.world import CALLBACK_SECRET, World
@@ -67,15 +68,6 @@ def tell(world: World, company: Company, number: int = 1) -> None:
 
 def deliver(world: World) -> DeliveryResult:
     return make_deliverer(world.vade).run_pass()
-
-
-def make_due(world: World) -> None:
-    """Let pauses be over, as if real time had passed."""
-    world.session.execute(text("UPDATE callbacks SET next_attempt_at = now() WHERE status = 'pending'"))
-    world.session.execute(
-        text("UPDATE callback_endpoints SET open_until = now() WHERE open_until IS NOT NULL")
-    )
-    world.session.commit()
 
 
 def fare(world: World, endpoint_id: int, **columns: str) -> None:

@@ -19,6 +19,7 @@ from billing.documents import instant_text
 from cli import make_deliverer
 from models import Callback, CallbackAttempt, Company, db
 from tests.api import DescribedClient, assert_problem, contents
+from tests.deliveries import make_due
 from tests.receivers import Received, Receiver, receiver
 from tests.world import CALLBACK_SECRET, World
 from web.webhooks import EVENTS
@@ -85,15 +86,6 @@ def platform_at(world: World, url: str | None) -> None:
 def deliver(world: World) -> DeliveryResult:
     """Make one pass as the settings want it."""
     return make_deliverer(world.vade).run_pass()
-
-
-def make_due(world: World) -> None:
-    """Let pauses be over, as if real time had passed."""
-    world.session.execute(text("UPDATE callbacks SET next_attempt_at = now() WHERE status = 'pending'"))
-    world.session.execute(
-        text("UPDATE callback_endpoints SET open_until = now() WHERE open_until IS NOT NULL")
-    )
-    world.session.commit()
 
 
 def disable(world: World, company_id: int) -> None:

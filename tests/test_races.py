@@ -3,12 +3,12 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.security import generate_password_hash
 
@@ -18,7 +18,7 @@ from billing.payment_queue import Answer, Outcome
 from billing.periods import open_period
 from models import Company, CompanyPackage, Login, db
 from tests.api import assert_problem, registration
-from tests.world import PASSWORD, LedgerGateway, World, instant
+from tests.world import PASSWORD, LedgerGateway, World, instant, wait_until_it_waits
 
 TEN = 10
 THIRD = instant("2026-02-12")
@@ -130,21 +130,6 @@ def decline(world: World, session: Session) -> None:
     payment_queue.settle(
         session, answers, attempted_at=THIRD, real=moment.real, by_platform=world.vade.outbox.by_platform
     )
-
-
-def wait_until_it_waits(world: World, future: "Future[Any]") -> None:
-    """Return once another session of the database waits for a lock."""
-    while not future.done():
-        waiting = world.session.execute(
-            text(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
-            )
-        ).scalar_one()
-        world.session.commit()
-        if waiting:
-            return
-    pytest.fail(f"it did not wait, but answered {future.result().text}")
 
 
 @pytest.mark.parametrize(

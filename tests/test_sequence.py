@@ -5,7 +5,7 @@ import threading
 import uuid
 from bisect import bisect_left
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,7 +29,7 @@ from cli import make_deliverer
 from models import MAXIMUM_PRICE_MINOR, Company, db
 from tests.api import DescribedClient, assert_problem, registration
 from tests.receivers import receiver
-from tests.world import PASSWORD, LedgerGateway, World, instant
+from tests.world import PASSWORD, LedgerGateway, World, instant, wait_until_it_waits
 from web.schemas import Url
 
 OWN = "https://store.example/callbacks"
@@ -237,21 +237,6 @@ def assert_told_in_order(world: World, company_id: int) -> list[dict[str, Any]]:
             assert known in {None, shown}, message
         known = shown
     return messages
-
-
-def wait_until_it_waits(world: World, future: "Future[Any]") -> None:
-    """Return once another session of the database waits for a lock."""
-    while not future.done():
-        waiting = world.session.execute(
-            text(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
-            )
-        ).scalar_one()
-        world.session.commit()
-        if waiting:
-            return
-    pytest.fail(f"it did not wait, but brought {future.result()}")
 
 
 def test_changes_and_collection_at_once_leave_no_gap_and_show_nothing_older(committed: World) -> None:

@@ -4,10 +4,12 @@ import hashlib
 import itertools
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import pytest
 from flask import Flask
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
@@ -248,6 +250,22 @@ class World:
         """The header with which an operator calls."""
         with self.app.test_request_context():
             return {"Authorization": f"Bearer {operator_token(timedelta(hours=1))}"}
+
+
+def wait_until_it_waits(world: World, future: "Future[Any]") -> None:
+    """Return once another session of the database waits for a lock."""
+    while not future.done():
+        waiting = world.session.execute(
+            text(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+            )
+        ).scalar_one()
+        world.session.commit()
+        if waiting:
+            return
+    result = future.result()
+    pytest.fail(f"it did not wait, but brought {getattr(result, 'text', result)}")
 
 
 def instant(day: str, hour: int = 9) -> datetime:
