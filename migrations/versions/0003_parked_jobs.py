@@ -1,0 +1,81 @@
+"""Parked jobs, the request that a callback goes back to, and when the outbox is vacuumed.
+
+Only adds: workers of the revision before go on on the new schema.
+
+Revision ID: 0003
+Revises: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+VACUUM = {
+    "autovacuum_vacuum_scale_factor": "0.01",
+    "autovacuum_vacuum_threshold": "20000",
+    "autovacuum_analyze_scale_factor": "0.02",
+}
+
+
+def upgrade() -> None:
+    op.add_column("payment_jobs", sa.Column("failures", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("callbacks", sa.Column("request_id", sa.Text(), nullable=True))
+    settings = ", ".join(f"{name} = {value}" for name, value in VACUUM.items())
+    op.execute(f"ALTER TABLE callbacks SET ({settings})")
+    op.create_table(
+        "parked_jobs",
+        sa.Column("company_id", sa.BigInteger(), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
+        sa.Column("company_package_id", sa.BigInteger(), nullable=False),
+        sa.Column("period_start", sa.Date(), nullable=False),
+        sa.Column("period_end", sa.Date(), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), nullable=False),
+        sa.Column("amount_minor", sa.BigInteger(), nullable=False),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("idempotency_key", sa.Uuid(), nullable=False),
+        sa.Column("outcome", sa.Text(), nullable=True),
+        sa.Column("reference", sa.Text(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("parked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("decision", sa.Text(), nullable=True),
+        sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("decided_by", sa.Text(), nullable=True),
+        sa.CheckConstraint("decision IN ('released', 'dropped')", name=op.f("parked_jobs_decision_check")),
+        sa.CheckConstraint(
+            "(decision IS NULL) = (decided_at IS NULL) AND (decision IS NULL) = (decided_by IS NULL)",
+            name=op.f("parked_jobs_decided_check"),
+        ),
+        sa.CheckConstraint(
+            "outcome IN ('charged', 'declined', 'free')", name=op.f("parked_jobs_outcome_check")
+        ),
+        sa.ForeignKeyConstraint(
+            ["company_id", "company_package_id"],
+            ["company_packages.company_id", "company_packages.id"],
+            name=op.f("parked_jobs_company_id_company_package_id_fkey"),
+        ),
+        sa.PrimaryKeyConstraint("company_id", "id", name=op.f("parked_jobs_pkey")),
+    )
+    op.create_index(
+        "parked_jobs_one_open_per_job_key",
+        "parked_jobs",
+        ["company_id", "company_package_id", "period_start"],
+        unique=True,
+        postgresql_where=sa.text("decision IS NULL"),
+    )
+    op.create_index(
+        "parked_jobs_open_idx",
+        "parked_jobs",
+        ["parked_at", "company_id", "id"],
+        postgresql_where=sa.text("decision IS NULL"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("parked_jobs")
+    op.execute(f"ALTER TABLE callbacks RESET ({', '.join(VACUUM)})")
+    op.drop_column("callbacks", "request_id")
+    op.drop_column("payment_jobs", "failures")
