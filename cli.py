@@ -1,5 +1,6 @@
 """The commands: parse, call billing, print."""
 
+import getpass
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from rich.table import Table
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from billing import callback_endpoints, simulation
+from billing import callback_endpoints, parked_jobs, simulation, tracing
 from billing.charging import ChargePool, GatewayHangsError
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
@@ -132,7 +133,7 @@ def run_command(as_of: datetime | None) -> None:
                 raise ConfigError(
                     "--as-of later than now is refused in production: no one is charged for days to come."
                 )
-    with stopped_by_signals() as stop:
+    with stopped_by_signals() as stop, tracing.traced(tracing.new_id("command-")):
         collector = make_collector(vade(), clock=clock, stop=stop)
         with progress_bar("Collecting", total=None) as progress:
             task = progress.task_ids[0]
@@ -168,7 +169,7 @@ def simulate_command(days: int) -> None:
             "flask billing simulate is refused in production: no one is charged for days to come."
         )
     finished: list[simulation.Day] = []
-    with stopped_by_signals() as stop:
+    with stopped_by_signals() as stop, tracing.traced(tracing.new_id("command-")):
         collector = make_collector(vade(), stop=stop)
         with progress_bar("Simulating", total=days) as progress:
             try:
@@ -184,11 +185,70 @@ def simulate_command(days: int) -> None:
         raise click.exceptions.Exit(INTERRUPTED)
 
 
+@billing.group("parked", invoke_without_command=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many.")
+@click.pass_context
+@in_sentences
+def parked(context: click.Context, limit: int) -> None:
+    """List the jobs that failed again and again for a reason of ours, or decide what becomes of one."""
+    if context.invoked_subcommand is not None:
+        return
+    with Session(db.engine) as session:
+        jobs = parked_jobs.list_open(session, limit=limit)
+    if not jobs:
+        click.echo("No job is parked.")
+        return
+    table = Table("id", "company", "period", "attempt", "amount", "gateway", "since", "error")
+    for job in jobs:
+        table.add_row(
+            str(job.id),
+            str(job.company_id),
+            f"{job.period_start} to {job.period_end}",
+            str(job.attempt),
+            _money({job.currency: job.amount_minor}),
+            "\n".join(filter(None, (job.outcome, job.reference))),
+            instant_text(job.parked_at),
+            job.error,
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+BY = click.option("--by", default=getpass.getuser, help="Who decides; else the user of the system.")
+
+
+@parked.command("release")
+@click.argument("id", type=click.IntRange(1, BIGINT_MAX))
+@BY
+@in_sentences
+def release_command(id: int, by: str) -> None:  # noqa: A002 - the argument's name
+    """Give a parked job back to the queue: it is tried again at once, under the same key."""
+    with Session(db.engine) as session:
+        released = parked_jobs.release(session, id, real=Clock().read(session).real, by=by)
+        session.commit()
+    click.echo("The job is in the queue again." if released else "The job was settled meanwhile.")
+
+
+@parked.command("drop")
+@click.argument("id", type=click.IntRange(1, BIGINT_MAX))
+@BY
+@in_sentences
+def drop_command(id: int, by: str) -> None:  # noqa: A002 - the argument's name
+    """Write off the period of a parked job: it rolls over unpaid, and no attempt is recorded.
+
+    What the gateway may have charged for it is to be returned by hand.
+    """
+    with Session(db.engine) as session:
+        by_platform = vade().outbox.by_platform
+        parked_jobs.drop(session, id, moment=vade().clock.read(session), by=by, by_platform=by_platform)
+        session.commit()
+    click.echo("The period is written off.")
+
+
 @callbacks.command("deliver")
 @in_sentences
 def deliver_command() -> None:
     """Send every callback that is due, once."""
-    with stopped_by_signals() as stop:
+    with stopped_by_signals() as stop, tracing.traced(tracing.new_id("command-")):
         result = make_deliverer(vade(), stop=stop).run_pass()
     click.echo(f"delivered {result.delivered}, failed {result.failed}, exhausted {result.exhausted}")
     if stop.is_set():

@@ -4,7 +4,7 @@ Everything of a company is found by its id: ``company_id`` leads every key but t
 ``companies``, ``packages`` and ``logins``, and the foreign keys are composite.
 """
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
@@ -35,6 +35,9 @@ MAXIMUM_ATTEMPTS = 3
 """The decline of this attempt of one period makes the company passive (DESIGN.md §2.6)."""
 
 BIGINT_MAX = 2**63 - 1
+
+PARKED_UNTIL = datetime(9999, 1, 1, tzinfo=UTC)
+"""The end of a parked job's lease: never, in a way that every client can read."""
 
 MAXIMUM_PRICE_MINOR = 10**15
 """Ten trillion of a currency: far above any price, and 2 × price × 366 days still is a bigint."""
@@ -477,6 +480,11 @@ class CallbackEndpoint(Base):
             "callback_endpoints_waiting_idx",
             text("open_until NULLS FIRST"),
             postgresql_where=text("has_waiting"),
+        ),
+        Index(
+            "callback_endpoints_troubled_idx",
+            "company_id",
+            postgresql_where=text("open_until IS NOT NULL OR disabled_at IS NOT NULL"),
         ),
     )
 

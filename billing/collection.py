@@ -1,41 +1,36 @@
 """One pass of collection: enqueue, claim, charge, settle, again and again until nothing is claimable."""
 
-import logging
-import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from typing import Self
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from billing import payment_queue
 from billing.batches import Batch, Replies
 from billing.charging import ChargePool
 from billing.clock import Clock, Moment
-from billing.payment_queue import FIRST, Answer, Cursor, Job, Outcome, Settled
+from billing.payment_queue import FIRST, FIRST_DUE, Cursor, DueCursor, Job, Outcome
 from billing.periods import business_date
-from billing.transactions import first_line, refuses_a_row, run_in_transaction
+from billing.settlements import Settlement, Settler
+from billing.transactions import run_in_transaction
 from models import MAXIMUM_ATTEMPTS
 
-logger = logging.getLogger(__name__)
-
-LONGEST_PAUSE_S = 300
-REFUSED_PAUSE = timedelta(minutes=10)
-"""How long a job rests whose settlement the database refuses: its row is poison, and the others go on."""
-
-OUTAGES_LOGGED = 10
-"""How many jobs of a batch are named in the log when the gateway gives them no answer."""
+QUEUED_AHEAD = 4
+"""How many batches are queued for each one that is claimed: so the whole is soon known, and none waits."""
 
 
 @dataclass(slots=True)
 class PassResult:
-    """What one pass did. ``failed`` counts attempts without an answer and rows that the database refused."""
+    """What one pass did. ``failed`` counts attempts without an answer, and answers that were not written."""
 
     queued: int = 0
     charged: int = 0
@@ -43,6 +38,7 @@ class PassResult:
     passive: int = 0
     failed: int = 0
     free: int = 0
+    parked: int = 0
     seconds: float = 0.0
     oldest_job_age_s: float | None = None
     """How long, in business time, the oldest job that is still due has been due; None where none is."""
@@ -54,9 +50,11 @@ class PassResult:
         """How many attempts the gateway answered."""
         return self.charged + self.declined
 
-    def add(self, settled: Sequence[Settled]) -> None:
-        """Count what a settlement wrote."""
-        for part in settled:
+    def add(self, settlement: Settlement) -> None:
+        """Count what came of a batch."""
+        self.failed += settlement.failed
+        self.parked += settlement.parked
+        for part in settlement.settled:
             if part.outcome is Outcome.CHARGED:
                 self.charged += part.number
                 self.charged_minor[part.currency] += part.amount_minor
@@ -80,6 +78,8 @@ class Collector:
     by_platform: bool
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it, and the pass starts no new charge, settles what was answered and releases the rest."""
+    overlap: bool = True
+    """Settle a batch while the next one is claimed and charged, on a connection of its own."""
 
     def run_pass(
         self, result: PassResult | None = None, *, on_batch: Callable[[PassResult], None] = lambda _: None
@@ -104,112 +104,76 @@ class Collector:
             began = run_in_transaction(self.engine, self.clock.read)
             again = True
             while again and not self.stop.is_set():
-                self._enqueue_all(result, on_batch)
-                again = self._collect_queued(result, on_batch, free_since=began.real)
+                again = self._collect(result, on_batch, free_since=began.real)
             result.oldest_job_age_s = self._oldest_age_s()
         finally:
             result.seconds = time.monotonic() - started_s
         return result
 
-    def _collect_queued(
+    def _collect(
         self, result: PassResult, on_batch: Callable[[PassResult], None], *, free_since: datetime
     ) -> bool:
-        """Collect batch after batch; return whether a period that rolled over has ended once more."""
-        ended_again = False
-        while not self.stop.is_set() and (claimed := self._claim(free_since=free_since)):
-            moment, jobs = claimed
-            replies = self._batch(jobs).charge(self.pool, self.stop)
-            self._settle(replies.answers, moment, result)
-            self._give_back(replies, result)
-            today = business_date(moment.business, self.zone)
-            rolled = (answer.job for answer in replies.answers if answer.outcome is not Outcome.DECLINED)
-            ended_again = ended_again or any(job.next_period().end_date <= today for job in rolled)
-            on_batch(result)
-            self.pool.check()
-        return ended_again
+        """Collect batch after batch; return whether a period that rolled over has ended once more.
 
-    def _enqueue_all(self, result: PassResult, on_batch: Callable[[PassResult], None]) -> None:
+        One batch is settled while the next is claimed and charged.
+        """
+        settler = Settler(self.engine, self.clock, by_platform=self.by_platform)
+        with _Settling(settler, result, on_batch) as settling:
+            for moment, jobs in self._claimed(result, on_batch, free_since=free_since):
+                replies = self._batch(jobs).charge(self.pool, self.stop)
+                settling.take(replies, moment)
+                if not self.overlap:
+                    settling.finish()
+                self.pool.check()
+        if settling.next_end_date is None:
+            return False
+        now = run_in_transaction(self.engine, self.clock.read).business
+        return settling.next_end_date <= business_date(now, self.zone)
+
+    def _claimed(
+        self, result: PassResult, on_batch: Callable[[PassResult], None], *, free_since: datetime
+    ) -> Iterator[tuple[Moment, list[Job]]]:
+        """Queue what has ended, and give batches of claimed jobs until nothing is claimable.
+
+        Goes through the queue in its order, and then once more for what came before its place meanwhile.
+        """
+        queued_to: Cursor | None = FIRST
+        after = FIRST_DUE
+        while not self.stop.is_set():
+            for _ in range(QUEUED_AHEAD):
+                if queued_to is not None:
+                    queued_to = self._enqueue(result, after=queued_to)
+                    on_batch(result)
+            moment, jobs, last = self._claim(free_since=free_since, after=after)
+            if jobs:
+                yield moment, jobs
+                after = last
+            elif after == FIRST_DUE and queued_to is None:
+                return
+            else:
+                after = FIRST_DUE
+
+    def _enqueue(self, result: PassResult, *, after: Cursor) -> Cursor | None:
         def enqueue(session: Session) -> tuple[int, Cursor | None]:
             moment = self.clock.read(session)
             return payment_queue.enqueue(session, moment, zone=self.zone, size=self.batch_size, after=after)
 
-        after = FIRST
-        while not self.stop.is_set():
-            number, last = run_in_transaction(self.engine, enqueue)
-            result.queued += number
-            on_batch(result)
-            if last is None:
-                return
-            after = last
+        number, last = run_in_transaction(self.engine, enqueue)
+        result.queued += number
+        return last
 
-    def _claim(self, *, free_since: datetime) -> tuple[Moment, list[Job]] | None:
-        def claim(session: Session) -> tuple[Moment, list[Job]]:
+    def _claim(self, *, free_since: datetime, after: DueCursor) -> tuple[Moment, list[Job], DueCursor]:
+        def claim(session: Session) -> tuple[Moment, list[Job], DueCursor]:
             moment = self.clock.read(session)
-            return moment, payment_queue.claim(
-                session, moment, size=self.batch_size, lease=self.lease, free_since=free_since
+            jobs, last = payment_queue.claim(
+                session, moment, size=self.batch_size, lease=self.lease, free_since=free_since, after=after
             )
+            return moment, jobs, last
 
-        moment, jobs = run_in_transaction(self.engine, claim)
-        return (moment, jobs) if jobs else None
+        return run_in_transaction(self.engine, claim)
 
     def _batch(self, jobs: list[Job]) -> Batch:
         return Batch(jobs, engine=self.engine, clock=self.clock, lease=self.lease)
-
-    def _give_back(self, replies: Replies, result: PassResult) -> None:
-        """Let outages rest, and release what was not sent; all keep their keys."""
-        if not replies.outages and not replies.unsent:
-            return
-
-        def give_back(session: Session) -> None:
-            real = self.clock.read(session).real
-            payment_queue.rest(session, [(job, _pause(job)) for job in replies.outages], real=real)
-            payment_queue.release(session, replies.unsent, real=real)
-
-        run_in_transaction(self.engine, give_back)
-        result.failed += len(replies.outages)
-        for job, reason in list(replies.outages.items())[:OUTAGES_LOGGED]:
-            logger.warning("the gateway gave no answer: %s", reason, extra=_names(job))
-        if len(replies.outages) > OUTAGES_LOGGED:
-            logger.warning("the gateway gave no answer", extra={"jobs": len(replies.outages)})
-
-    def _settle(self, answers: Sequence[Answer], moment: Moment, result: PassResult) -> None:
-        """Settle in one transaction; where the database refuses a row, halve until it stands alone."""
-        if not answers:
-            return
-
-        def settle(session: Session) -> list[Settled]:
-            return payment_queue.settle(
-                session,
-                answers,
-                attempted_at=moment.business,
-                real=self.clock.read(session).real,
-                by_platform=self.by_platform,
-            )
-
-        try:
-            result.add(run_in_transaction(self.engine, settle))
-        except DBAPIError as refusal:
-            if not refuses_a_row(refusal):
-                raise
-            if len(answers) == 1:
-                self._put_aside(answers[0], refusal, result)
-                return
-            middle = len(answers) // 2
-            self._settle(answers[:middle], moment, result)
-            self._settle(answers[middle:], moment, result)
-
-    def _put_aside(self, answer: Answer, refusal: DBAPIError, result: PassResult) -> None:
-        def put_aside(session: Session) -> None:
-            real = self.clock.read(session).real
-            payment_queue.rest(session, [(answer.job, REFUSED_PAUSE)], real=real)
-
-        run_in_transaction(self.engine, put_aside)
-        result.failed += 1
-        logger.error(
-            "the database refuses a settlement: %s",
-            first_line(refusal),
-            extra=_names(answer.job) | {"outcome": answer.outcome.name, "reference": answer.reference},
-        )
 
     def _oldest_age_s(self) -> float | None:
         def oldest_age(session: Session) -> float | None:
@@ -220,18 +184,38 @@ class Collector:
         return run_in_transaction(self.engine, oldest_age)
 
 
-def _names(job: Job) -> dict[str, object]:
-    """Return what a log line says of a job."""
-    return {
-        "company_id": job.company_id,
-        "company_package_id": job.company_package_id,
-        "period_start": job.period_start.isoformat(),
-        "attempt": job.attempt,
-        "idempotency_key": job.idempotency_key,
-    }
+class _Settling:
+    """Settles batches in their order, in a thread beside the one that charges; none is left behind."""
 
+    def __init__(self, settler: Settler, result: PassResult, on_batch: Callable[[PassResult], None]) -> None:
+        self.next_end_date: date | None = None
+        """The earliest end of a period that began."""
+        self._settler = settler
+        self._result = result
+        self._on_batch = on_batch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._under_way: Future[Settlement] | None = None
 
-def _pause(job: Job) -> timedelta:
-    """Return a short, growing pause: 1 s, 2 s, 4 s … 5 minutes, each give or take a fifth."""
-    jitter = random.uniform(0.8, 1.2)  # noqa: S311 - spreads the load, keeps no secret
-    return timedelta(seconds=min(2.0 ** min(job.outages, 20), LONGEST_PAUSE_S) * jitter)
+    def take(self, replies: Replies, moment: Moment) -> None:
+        """Begin to settle a batch, once the one before is settled."""
+        self.finish()
+        self._under_way = self._thread.submit(copy_context().run, self._settler.write, replies, moment)
+
+    def finish(self) -> None:
+        """Wait for the batch under way, and count it."""
+        if self._under_way is None:
+            return
+        under_way, self._under_way = self._under_way, None
+        settlement = under_way.result()
+        self._result.add(settlement)
+        ends = (settlement.next_end_date, self.next_end_date)
+        self.next_end_date = min((end for end in ends if end is not None), default=None)
+        self._on_batch(self._result)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What was charged is settled, whatever ended the pass.
+        with self._thread:
+            self.finish()

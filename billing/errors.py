@@ -107,6 +107,14 @@ class TooManySecretsError(VadeError):
     title = "Too many secrets"
 
 
+class JobSettledError(VadeError):
+    """The job was settled meanwhile: there is nothing left to decide."""
+
+    status = 409
+    slug = "job-settled"
+    title = "Job settled"
+
+
 class RateLimitError(VadeError):
     """Too many requests: try again later."""
 

@@ -12,7 +12,7 @@ takes: instants and a nonce come in as parameters.
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from functools import lru_cache
 from itertools import starmap
@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from billing.arrays import array, texts
 from billing.callbacks import message_id_sql
 from billing.clock import Moment
 from billing.documents import (
@@ -32,8 +33,9 @@ from billing.documents import (
     period_sql,
 )
 from billing.periods import BillingPeriod, PackagePeriod, business_date, open_period
+from billing.tracing import current_id
 from billing.transactions import prefer_indexes
-from models import MAXIMUM_ATTEMPTS
+from models import MAXIMUM_ATTEMPTS, PARKED_UNTIL
 
 RETRY_AFTER = timedelta(hours=24)
 """A declined attempt is repeated exactly one day after it was made (DESIGN.md §2.6)."""
@@ -70,6 +72,8 @@ class Job(NamedTuple):
     """How often the gateway gave this attempt no answer."""
     billing_day: int
     period: str
+    due_at: datetime
+    """Since when it has been due, in business time."""
 
     def next_period(self) -> BillingPeriod:
         """Return the period that follows, counted from the old end (DESIGN.md §2.5)."""
@@ -112,6 +116,11 @@ class Cursor:
 
 FIRST = Cursor(date.min, 0, 0)
 
+DueCursor = tuple[datetime, int]
+"""Where the last `claim` stopped, in the order of its index: since when a job has been due, and of whom."""
+
+FIRST_DUE: DueCursor = (datetime.min.replace(tzinfo=UTC), 0)
+
 _ENQUEUE = text(f"""
 WITH ended AS (
     SELECT cp.company_id, cp.id, cp.start_date, cp.end_date, cp.currency, {PRORATED_SQL} AS amount_minor
@@ -139,7 +148,8 @@ FROM ended ORDER BY end_date DESC, company_id DESC, id DESC LIMIT 1
 _CLAIM = text("""
 WITH due AS (
     SELECT company_id, company_package_id, period_start FROM payment_jobs
-    WHERE next_attempt_at <= :now AND leased_until <= :free_since
+    WHERE next_attempt_at <= :now AND (next_attempt_at, company_id) >= (:due_at, :company_id)
+        AND leased_until <= :free_since
     ORDER BY next_attempt_at, company_id
     LIMIT :size
     FOR UPDATE SKIP LOCKED
@@ -154,7 +164,8 @@ WHERE j.company_id = due.company_id AND j.company_package_id = due.company_packa
     AND c.id = j.company_id AND cp.company_id = j.company_id AND cp.id = j.company_package_id
     AND p.id = cp.package_id
 RETURNING j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
-    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period
+    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period,
+    j.next_attempt_at
 """)
 
 _JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
@@ -235,12 +246,12 @@ WITH settled AS (
         '{{"company":' || company || ',"sequence":' || sequence || ',"previous":' || previous || '}}'
     FROM changed WHERE given_up AND company IS NOT NULL
 ), written AS (
-    INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at)
+    INSERT INTO callbacks (company_id, id, recipient, type, body, created_at, next_attempt_at, request_id)
     SELECT m.company_id, {message_id_sql("m.company_id", "m.idempotency_key || m.type || r.recipient")},
         r.recipient, m.type,
         '{{"type":"' || m.type || '","timestamp":"' || CAST(:timestamp AS text)
             || '","data":' || m.data || '}}',
-        :real, :real
+        :real, :real, :request_id
     FROM messages m, (VALUES ('platform'), ('company')) AS r(recipient)
     WHERE (r.recipient = 'platform' AND :by_platform) OR (r.recipient = 'company' AND m.by_company)
 )
@@ -261,7 +272,9 @@ _ALONE = text("""
 SELECT pg_advisory_xact_lock(:key), set_config('synchronous_commit', 'off', true)
 """)
 
-_OLDEST = text("SELECT min(next_attempt_at) FROM payment_jobs WHERE next_attempt_at <= :now")
+_OLDEST = text("""
+SELECT min(next_attempt_at) FROM payment_jobs WHERE next_attempt_at <= :now AND leased_until < :parked_until
+""")
 
 
 def enqueue(
@@ -292,11 +305,19 @@ def enqueue(
 
 
 def claim(
-    session: Session, moment: Moment, *, size: int, lease: timedelta, free_since: datetime
-) -> list[Job]:
+    session: Session,
+    moment: Moment,
+    *,
+    size: int,
+    lease: timedelta,
+    free_since: datetime,
+    after: DueCursor = FIRST_DUE,
+) -> tuple[list[Job], DueCursor]:
     """Lease up to ``size`` due jobs that no one has had since ``free_since`` (real time), oldest first.
 
-    An attempt that has no idempotency key gets a fresh random one; one that was begun keeps its own.
+    Returns them, and where to go on: so that a pass does not step again and again over what it, or another
+    worker, has leased, put aside or deleted before. An attempt that has no idempotency key gets a fresh
+    random one; one that was begun keeps its own.
     """
     prefer_indexes(session)
     rows = session.execute(
@@ -307,9 +328,12 @@ def claim(
             "leased_until": moment.real + lease,
             "nonce": secrets.token_hex(16),
             "size": size,
+            "due_at": after[0],
+            "company_id": after[1],
         },
     )
-    return list(starmap(Job, rows))
+    jobs = list(starmap(Job, rows.all()))
+    return jobs, max(((job.due_at, job.company_id) for job in jobs), default=after)
 
 
 def settle(
@@ -329,16 +353,17 @@ def settle(
         _SETTLE,
         _keys([a.job for a in answers])
         | {
-            "outcomes": [int(a.outcome) for a in answers],
-            "references": [a.reference for a in answers],
-            "decline_codes": [a.decline_code for a in answers],
-            "next_end_dates": [p.end_date for p in following],
-            "next_full_days": [p.full_days for p in following],
+            "outcomes": array(int(a.outcome) for a in answers),
+            "references": texts(a.reference for a in answers),
+            "decline_codes": texts(a.decline_code for a in answers),
+            "next_end_dates": array(p.end_date for p in following),
+            "next_full_days": array(p.full_days for p in following),
             "attempted_at": attempted_at,
             "next_attempt_at": attempted_at + RETRY_AFTER,
             "timestamp": instant_text(attempted_at),
             "real": real,
             "by_platform": by_platform,
+            "request_id": current_id(),
         },
     )
     return [Settled(Outcome(r.outcome), r.attempt, r.currency, r.number, r.amount_minor) for r in rows]
@@ -360,20 +385,22 @@ def renew(session: Session, jobs: Sequence[Job], *, leased_until: datetime) -> N
 
 
 def oldest_due(session: Session, now: datetime) -> datetime | None:
-    """Return since when the oldest due job has been due, in business time; None where nothing is."""
-    oldest: datetime | None = session.execute(_OLDEST, {"now": now}).scalar_one()
+    """Return since when the oldest due job has been due that is not parked, in business time, or None."""
+    oldest: datetime | None = session.execute(
+        _OLDEST, {"now": now, "parked_until": PARKED_UNTIL}
+    ).scalar_one()
     return oldest
 
 
 def _move(session: Session, jobs: Sequence[Job], until: list[datetime], *, outages: int) -> None:
     prefer_indexes(session)
-    session.execute(_MOVE, _keys(jobs) | {"leased_untils": until, "outages": [outages] * len(jobs)})
+    session.execute(_MOVE, _keys(jobs) | {"leased_untils": until, "outages": array([outages] * len(jobs))})
 
 
 def _keys(jobs: Sequence[Job]) -> dict[str, Any]:
     return {
-        "company_ids": [job.company_id for job in jobs],
-        "company_package_ids": [job.company_package_id for job in jobs],
-        "period_starts": [job.period_start for job in jobs],
-        "keys": [job.idempotency_key for job in jobs],
+        "company_ids": array(job.company_id for job in jobs),
+        "company_package_ids": array(job.company_package_id for job in jobs),
+        "period_starts": array(job.period_start for job in jobs),
+        "keys": array(job.idempotency_key for job in jobs),
     }

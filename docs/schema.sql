@@ -465,6 +465,12 @@ ALTER TABLE ONLY public.worker_heartbeats
     ADD CONSTRAINT worker_heartbeats_pkey PRIMARY KEY (worker);
 
 --
+-- Name: callback_endpoints_troubled_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX callback_endpoints_troubled_idx ON public.callback_endpoints USING btree (company_id) WHERE ((open_until IS NOT NULL) OR (disabled_at IS NOT NULL));
+
+--
 -- Name: callback_endpoints_waiting_idx; Type: INDEX; Schema: public; Owner: -
 --
 

@@ -503,7 +503,7 @@ def test_an_outage_is_logged_with_its_job(world: World, caplog: pytest.LogCaptur
     world.collect(LedgerGateway(lambda _: 1 / 0), at=instant("2026-02-10"))
 
     (job,) = world.jobs()
-    (record,) = [record for record in caplog.records if record.name == "billing.collection"]
+    (record,) = [record for record in caplog.records if record.name == "billing.settlements"]
     assert record.getMessage() == "the gateway gave no answer: unexpected ZeroDivisionError"
     assert (record.company_id, record.idempotency_key) == (company.id, str(job.idempotency_key))  # type: ignore[attr-defined]
 

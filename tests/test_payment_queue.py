@@ -37,7 +37,7 @@ def enqueue_all(session: Session, world: World, *, at: datetime = AT, size: int 
 
 def claim(session: Session, *, size: int = 1000, lease: timedelta = MINUTE, at: datetime = AT) -> list[Job]:
     moment = read(session, at)
-    jobs = payment_queue.claim(session, moment, size=size, lease=lease, free_since=moment.real)
+    jobs, _ = payment_queue.claim(session, moment, size=size, lease=lease, free_since=moment.real)
     session.commit()
     return jobs
 
@@ -365,7 +365,7 @@ def test_a_settlement_that_is_refused_is_put_aside_alone(
     assert {job.company_id: str(job.idempotency_key) for job in jobs} == {id_: keys[id_] for id_ in poison}
     assert all(before + 9 * MINUTE < job.leased_until < before + 12 * MINUTE for job in jobs)
     assert {job.attempt for job in jobs} == {1}
-    refusals = [record for record in caplog.records if "refuses a settlement" in record.getMessage()]
+    refusals = [record for record in caplog.records if "settlement is refused" in record.getMessage()]
     assert {record.company_id for record in refusals} == poison  # type: ignore[attr-defined]
     assert "company_payments_no_day_charged_twice_excl" in refusals[0].getMessage()
 

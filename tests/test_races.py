@@ -123,7 +123,9 @@ def before_third_decline(world: World, *, number: int = 1, status: int = 1) -> l
 def decline(world: World, session: Session) -> None:
     """Claim all that is due and settle it as declined; only the settlement is left to be committed."""
     moment = Clock(THIRD).read(session)
-    jobs = payment_queue.claim(session, moment, size=100, lease=timedelta(minutes=1), free_since=moment.real)
+    jobs, _ = payment_queue.claim(
+        session, moment, size=100, lease=timedelta(minutes=1), free_since=moment.real
+    )
     session.commit()
     assert [job.attempt for job in jobs] == [3] * len(jobs) != []
     answers = [Answer(job, Outcome.DECLINED, "ref", "insufficient_funds") for job in jobs]

@@ -288,7 +288,7 @@ def settle(world: World, outcome: Outcome, at: datetime) -> Callable[[], None]:
     with Session(db.engine) as session:
         moment = Clock(at).read(session)
         payment_queue.enqueue(session, moment, zone=world.vade.zone, size=10)
-        jobs = payment_queue.claim(
+        jobs, _ = payment_queue.claim(
             session, moment, size=100, lease=timedelta(minutes=1), free_since=moment.real
         )
         session.commit()

@@ -24,6 +24,12 @@ VACUUM = {
 def upgrade() -> None:
     op.add_column("payment_jobs", sa.Column("failures", sa.Integer(), server_default="0", nullable=False))
     op.add_column("callbacks", sa.Column("request_id", sa.Text(), nullable=True))
+    op.create_index(
+        "callback_endpoints_troubled_idx",
+        "callback_endpoints",
+        ["company_id"],
+        postgresql_where=sa.text("open_until IS NOT NULL OR disabled_at IS NOT NULL"),
+    )
     settings = ", ".join(f"{name} = {value}" for name, value in VACUUM.items())
     op.execute(f"ALTER TABLE callbacks SET ({settings})")
     op.create_table(
@@ -77,5 +83,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("parked_jobs")
     op.execute(f"ALTER TABLE callbacks RESET ({', '.join(VACUUM)})")
+    op.drop_index("callback_endpoints_troubled_idx", table_name="callback_endpoints")
     op.drop_column("callbacks", "request_id")
     op.drop_column("payment_jobs", "failures")
