@@ -11,7 +11,7 @@ takes: instants and a nonce come in as parameters.
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from functools import lru_cache
@@ -268,9 +268,7 @@ WHERE {_OF_JOB}
 
 # One process queues at a time. What it queued may be lost in a crash of the database until the next claim,
 # which waits for the disk, and with itself for all that came before: it would only be queued again.
-_ALONE = text("""
-SELECT pg_advisory_xact_lock(:key), set_config('synchronous_commit', 'off', true)
-""")
+_ALONE = text("SELECT pg_advisory_xact_lock(:key), set_config('synchronous_commit', 'off', true)")
 
 _OLDEST = text("""
 SELECT min(next_attempt_at) FROM payment_jobs WHERE next_attempt_at <= :now AND leased_until < :parked_until
@@ -289,14 +287,7 @@ def enqueue(
     prefer_indexes(session)
     last = session.execute(
         _ENQUEUE,
-        {
-            "today": business_date(moment.business, zone),
-            "zone": str(zone),
-            "size": size,
-            "end_date": after.end_date,
-            "company_id": after.company_id,
-            "company_package_id": after.company_package_id,
-        },
+        {"today": business_date(moment.business, zone), "zone": str(zone), "size": size} | asdict(after),
     ).one_or_none()
     if last is None:
         return 0, None
