@@ -8,7 +8,7 @@ SCHEMA ?= docs/schema.sql
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-slow check lint lock schema psql clean
+.PHONY: help setup run test test-slow check lint lock schema psql backup restore clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -46,6 +46,15 @@ schema: setup ## Write docs/schema.sql
 
 psql: setup ## Look into the database
 	@$(BIN)/python embedded.py psql
+
+backup: setup ## Write a backup of the database to FILE
+	@test -n "$(FILE)" || { echo "make backup FILE=vade.dump" >&2; exit 1; }
+	@$(BIN)/python embedded.py pg_dump --format=custom --no-owner --file="$(FILE)"
+
+# One transaction: into a database that has something already, nothing is restored.
+restore: setup ## Restore a backup from FILE into an empty database
+	@test -n "$(FILE)" || { echo "make restore FILE=vade.dump" >&2; exit 1; }
+	@$(BIN)/python embedded.py pg_restore --no-owner --single-transaction "$(FILE)"
 
 clean: ## Remove .venv and what tools left; the data in instance/ stays
 	@rm -rf .venv node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,37 +1,32 @@
 """The commands: parse, call billing, print."""
 
-import getpass
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 from flask import Flask
 from flask.cli import AppGroup
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from billing import callback_endpoints, parked_jobs, simulation, tracing
-from billing.charging import ChargePool, GatewayHangsError
+from billing import callback_endpoints, simulation, tracing
+from billing.charging import ChargePool
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer
 from billing.documents import instant_text
-from billing.errors import VadeError
-from billing.transactions import first_line
 from config import ConfigError, parse_instant
 from listener import listen_command
 from models import BIGINT_MAX, PLATFORM_ID, db
 from seed import seed_command
-from terminal import ENDING, progress_bar, told_to_end
+from terminal import ENDING, in_sentences, money, progress_bar, told_to_end
 from web.access import operator_token
 from web.context import Vade, vade
 
@@ -40,8 +35,6 @@ STOP_S = 9.5
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it: 128 + SIGINT."""
-
-P = ParamSpec("P")
 
 
 def register(app: Flask) -> None:
@@ -97,23 +90,6 @@ class Instant(click.ParamType[datetime]):
             return parse_instant(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def in_sentences(command: Callable[P, None]) -> Callable[P, None]:
-    """Let a command end with a sentence where the database or the gateway fails it."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (OperationalError, ProgrammingError) as error:
-            raise click.ClickException(f"The database fails: {first_line(error)}.") from error
-        except VadeError as error:
-            raise click.ClickException(error.detail) from error
-        except GatewayHangsError as error:
-            raise click.ClickException(f"{error}.") from error
-
-    return run
 
 
 billing = AppGroup("billing", help="Collect what is due, or watch how it would go.")
@@ -183,65 +159,6 @@ def simulate_command(days: int) -> None:
         completed = sum(day.completed for day in finished)
         click.echo(f"Interrupted after {completed} of {days} days; the next call goes on from there.")
         raise click.exceptions.Exit(INTERRUPTED)
-
-
-@billing.group("parked", invoke_without_command=True)
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many.")
-@click.pass_context
-@in_sentences
-def parked(context: click.Context, limit: int) -> None:
-    """List the jobs that failed again and again for a reason of ours, or decide what becomes of one."""
-    if context.invoked_subcommand is not None:
-        return
-    with Session(db.engine) as session:
-        jobs = parked_jobs.list_open(session, limit=limit)
-    if not jobs:
-        click.echo("No job is parked.")
-        return
-    table = Table("id", "company", "period", "attempt", "amount", "gateway", "since", "error")
-    for job in jobs:
-        table.add_row(
-            str(job.id),
-            str(job.company_id),
-            f"{job.period_start} to {job.period_end}",
-            str(job.attempt),
-            _money({job.currency: job.amount_minor}),
-            "\n".join(filter(None, (job.outcome, job.reference))),
-            instant_text(job.parked_at),
-            job.error,
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-BY = click.option("--by", default=getpass.getuser, help="Who decides; else the user of the system.")
-
-
-@parked.command("release")
-@click.argument("id", type=click.IntRange(1, BIGINT_MAX))
-@BY
-@in_sentences
-def release_command(id: int, by: str) -> None:  # noqa: A002 - the argument's name
-    """Give a parked job back to the queue: it is tried again at once, under the same key."""
-    with Session(db.engine) as session:
-        released = parked_jobs.release(session, id, real=Clock().read(session).real, by=by)
-        session.commit()
-    click.echo("The job is in the queue again." if released else "The job was settled meanwhile.")
-
-
-@parked.command("drop")
-@click.argument("id", type=click.IntRange(1, BIGINT_MAX))
-@BY
-@in_sentences
-def drop_command(id: int, by: str) -> None:  # noqa: A002 - the argument's name
-    """Write off the period of a parked job: it rolls over unpaid, and no attempt is recorded.
-
-    What the gateway may have charged for it is to be returned by hand.
-    """
-    with Session(db.engine) as session:
-        by_platform = vade().outbox.by_platform
-        parked_jobs.drop(session, id, moment=vade().clock.read(session), by=by, by_platform=by_platform)
-        session.commit()
-    click.echo("The period is written off.")
 
 
 @callbacks.command("deliver")
@@ -333,7 +250,7 @@ def _days_table(days: list[simulation.Day]) -> Table:
     """Return a row per day and their sum."""
     table = Table(show_footer=True)
     results = [day.result for day in days]
-    money = sum((result.charged_minor for result in results), PassResult().charged_minor)
+    collected = sum((result.charged_minor for result in results), PassResult().charged_minor)
     columns: list[tuple[str, Any]] = [
         ("queued", lambda result: result.queued),
         ("charged", lambda result: result.charged),
@@ -345,14 +262,8 @@ def _days_table(days: list[simulation.Day]) -> Table:
     for name, value in columns:
         table.add_column(name, justify="right", footer=f"{sum(map(value, results)):,}")
     # Sums are never cut, however narrow the terminal.
-    table.add_column("money", justify="right", footer=_money(money), overflow="fold", min_width=18)
+    table.add_column("money", justify="right", footer=money(collected), overflow="fold", min_width=18)
     for day in days:
         row = [f"{value(day.result):,}" for _, value in columns]
-        table.add_row(day.date.isoformat(), *row, _money(day.result.charged_minor))
+        table.add_row(day.date.isoformat(), *row, money(day.result.charged_minor))
     return table
-
-
-def _money(amounts: dict[str, int]) -> str:
-    """Return amounts in minor units as text, such as ``1,299.00 TRY``."""
-    texts = (f"{minor // 100:,}.{minor % 100:02} {currency}" for currency, minor in sorted(amounts.items()))
-    return "\n".join(texts) or "0.00"

@@ -161,17 +161,17 @@ atexit.register(leave)
 
 
 def main() -> None:
-    """Run one of PostgreSQL's client programs, ``psql`` or ``pg_dump``, on Vade's database."""
+    """Run one of PostgreSQL's client programs, ``psql``, ``pg_dump`` or ``pg_restore``, on Vade's database."""
     try:
         settings = Settings.from_env()
         match sys.argv[1:]:
-            case ["psql" | "pg_dump" as client, *arguments]:
+            case ["psql" | "pg_dump" | "pg_restore" as client, *arguments]:
                 url = settings.database_url or join(settings)
                 # A handler, not SIG_IGN: psql would inherit that, and Ctrl-C is how it cancels a query.
                 signal.signal(signal.SIGINT, lambda *_: None)
                 sys.exit(subprocess.call([postgres_server.program(client), *arguments, "--dbname", url]))
             case _:
-                raise click.UsageError("python embedded.py psql … | pg_dump …")
+                raise click.UsageError("python embedded.py psql … | pg_dump … | pg_restore …")
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,11 +1,21 @@
-"""What long commands share at a terminal: to hear that they are to end, and to show how far they are."""
+"""What commands share at a terminal: they end in sentences, hear that they are to end, show progress and money."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from billing.charging import GatewayHangsError
+from billing.errors import VadeError
+from billing.transactions import first_line
+
+P = ParamSpec("P")
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """The signals that ask a command to end."""
@@ -36,3 +46,26 @@ def progress_bar(description: str, *, total: int | None) -> Progress:
     )
     progress.add_task(description, total=total)
     return progress
+
+
+def in_sentences(command: Callable[P, None]) -> Callable[P, None]:
+    """Let a command end with a sentence where the database or the gateway fails it."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (OperationalError, ProgrammingError) as error:
+            raise click.ClickException(f"The database fails: {first_line(error)}.") from error
+        except VadeError as error:
+            raise click.ClickException(error.detail) from error
+        except GatewayHangsError as error:
+            raise click.ClickException(f"{error}.") from error
+
+    return run
+
+
+def money(amounts: dict[str, int]) -> str:
+    """Return amounts in minor units as text, such as ``1,299.00 TRY``."""
+    texts = (f"{minor // 100:,}.{minor % 100:02} {currency}" for currency, minor in sorted(amounts.items()))
+    return "\n".join(texts) or "0.00"

@@ -6,6 +6,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import cli
 import logs
+import operations
 from billing.callbacks import Outbox
 from billing.clock import Clock
 from billing.gateways import load_gateway
@@ -48,6 +49,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     guard(app)
     handle_errors(app)
     cli.register(app)
+    operations.register(app)
     trust_proxies(app, settings)
     return app
 

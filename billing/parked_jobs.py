@@ -64,16 +64,15 @@ WHERE company_id = :company_id AND company_package_id = :company_package_id
     AND period_start = :period_start AND idempotency_key = :key AND leased_until = :parked_until
 """)
 
-_JOB = text("""
-SELECT j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
-    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period, j.next_attempt_at
+_JOB = text(f"""
+SELECT {payment_queue.JOB_COLUMNS}
 FROM payment_jobs j JOIN companies c ON c.id = j.company_id
     JOIN company_packages cp ON cp.company_id = j.company_id AND cp.id = j.company_package_id
     JOIN packages p ON p.id = cp.package_id
 WHERE j.company_id = :company_id AND j.company_package_id = :company_package_id
     AND j.period_start = :period_start AND j.idempotency_key = :key AND j.leased_until = :parked_until
 FOR UPDATE OF j
-""")
+""")  # noqa: S608 - built from constants
 
 
 @dataclass(frozen=True, slots=True)

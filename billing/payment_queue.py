@@ -85,6 +85,11 @@ def _following(end_date: date, billing_day: int, period: str) -> BillingPeriod:
     return open_period(end_date, billing_day=billing_day, period=PackagePeriod(period))
 
 
+JOB_COLUMNS = """j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
+    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period, j.next_attempt_at"""
+"""The SQL of a `Job`, of the tables j (job), c (company) and p (package)."""
+
+
 class Answer(NamedTuple):
     """A job whose outcome is known."""
 
@@ -145,7 +150,7 @@ SELECT end_date, company_id, id, count(*) OVER () AS found
 FROM ended ORDER BY end_date DESC, company_id DESC, id DESC LIMIT 1
 """)  # noqa: S608 - built from constants
 
-_CLAIM = text("""
+_CLAIM = text(f"""
 WITH due AS (
     SELECT company_id, company_package_id, period_start FROM payment_jobs
     WHERE next_attempt_at <= :now AND (next_attempt_at, company_id) >= (:due_at, :company_id)
@@ -163,10 +168,8 @@ WHERE j.company_id = due.company_id AND j.company_package_id = due.company_packa
     AND j.period_start = due.period_start
     AND c.id = j.company_id AND cp.company_id = j.company_id AND cp.id = j.company_package_id
     AND p.id = cp.package_id
-RETURNING j.company_id, j.company_package_id, j.period_start, j.period_end, j.attempt, j.amount_minor,
-    j.currency, j.idempotency_key::text, j.outages, c.billing_day, p.period,
-    j.next_attempt_at
-""")
+RETURNING {JOB_COLUMNS}
+""")  # noqa: S608 - built from constants
 
 _JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
         CAST(:period_starts AS date[]), CAST(:keys AS uuid[])"""

@@ -20,11 +20,12 @@ LAYERS = {
     "web": {"billing", "models", "config"},
     "blueprints": {"web", "billing", "models", "config"},
     "fakes": {"billing", "models", "config"},
-    "terminal": set(),
+    "terminal": {"billing"},
     "listener": {"terminal", "billing", "models", "config"},
     "seed": {"terminal", "fake_companies", "fake_payments", "billing", "models", "config", "web"},
+    "operations": {"cli", "terminal", "web", "billing", "models"},
     "cli": {"terminal", "listener", "seed", "web", "billing", "models", "config"},
-    "wsgi": {"blueprints", "cli", "web", "billing", "models", "config", "database", "logs"},
+    "wsgi": {"blueprints", "cli", "operations", "web", "billing", "models", "config", "database", "logs"},
     "scheduler": {"wsgi", "cli", "web", "billing", "models", "config", "embedded"},
 }
 LAYERS["fake_companies"] = LAYERS["fakes"] | {"fake_payments"}
