@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 NODE_STAMP := node_modules/.complete
+PEERS_STAMP := .venv-peers/.complete
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header
 SCHEMA ?= docs/schema.sql
@@ -35,6 +36,7 @@ lint: setup ## Check style, format and types
 lock: setup ## Write requirements/*.txt anew from *.in (UPGRADE=--upgrade takes newer versions)
 	@$(COMPILE) $(UPGRADE) requirements/base.in --output-file requirements/base.txt
 	@$(COMPILE) $(UPGRADE) requirements/dev.in --output-file requirements/dev.txt
+	@$(COMPILE) $(UPGRADE) requirements/peers.in --output-file requirements/peers.txt
 
 # The migrations' outcome on an empty database of its own. sed drops what pg_dump draws anew each time.
 schema: setup ## Write docs/schema.sql
@@ -57,7 +59,7 @@ restore: setup ## Restore a backup from FILE into an empty database
 	@$(BIN)/python embedded.py pg_restore --no-owner --single-transaction "$(FILE)"
 
 clean: ## Remove .venv and what tools left; the data in instance/ stays
-	@rm -rf .venv node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-peers node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so a set-up that was interrupted is begun anew.
@@ -92,7 +94,7 @@ $(NODE_STAMP): package.json package-lock.json .npmrc $(STAMP)
 	@$(BIN)/npm ci --loglevel=error >/dev/null
 	@touch $@
 
-.PHONY: stale bench
+.PHONY: stale bench scale chaos failover record
 check: stale
 
 stale: setup ## Check that what is made from the code is as the code makes it
@@ -100,5 +102,23 @@ stale: setup ## Check that what is made from the code is as the code makes it
 	$(MAKE) --no-print-directory --silent schema SCHEMA="$$fresh" && \
 	cmp -s docs/schema.sql "$$fresh" || { echo "docs/schema.sql is stale: run make schema." >&2; exit 1; }
 
-bench: setup ## Measure collection, its limit, memory, the API and callbacks (some minutes)
-	@$(BIN)/python -m bench
+bench: setup $(PEERS_STAMP) $(NODE_STAMP) ## Measure Vade beside its peers and its limits (some minutes; ONLY="peers api")
+	@$(BIN)/python -m bench $(ONLY)
+
+scale: setup ## Measure 10,000 to 5,000,000 companies, and a whole backlog (half an hour)
+	@$(BIN)/python -m bench.scale
+
+chaos: setup ## Kill, freeze and cut everything while money is collected, then audit (some minutes; ARGS="--seed 7")
+	@$(BIN)/python -m chaos $(ARGS)
+
+failover: setup ## Kill the primary, promote its standby, and look at the books
+	@$(BIN)/python -m chaos.failover
+
+record: setup ## Write down what this version says to the database, for the test of later migrations
+	@$(BIN)/python -m tests.record_queries
+
+# The queues that make bench compares with, where nothing else finds them.
+$(PEERS_STAMP): requirements/peers.txt $(STAMP)
+	@$(BIN)/python -m venv --clear .venv-peers
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/peers.txt
+	@touch $@

@@ -1,11 +1,9 @@
-"""Requests a second of the call that clients make most, beside a bare ``SELECT 1`` on the same server."""
+"""The API as the product serves it, with one route more that asks the database for nothing."""
 
-import http.client
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +14,6 @@ from sqlalchemy import text
 from bench.world import make_app
 from models import db
 from web.access import Access, company_tokens, open_to
-
-CLIENTS = 8
 
 
 def create_bench_app() -> Flask:
@@ -55,6 +51,7 @@ def serving(url: str) -> Iterator[int]:
             "bench.api:create_bench_app()",
         ],
         env=os.environ | {"DATABASE_URL": url, "PORT": str(port), "LOG_LEVEL": "ERROR"},
+        start_new_session=True,
     )
     try:
         _wait_for(port, process)
@@ -62,30 +59,6 @@ def serving(url: str) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
-
-
-def rate(port: int, path: str, *, seconds: float, headers: dict[str, str]) -> tuple[float, list[float], int]:
-    """Return requests a second, the latencies in milliseconds, and how many did not answer 200."""
-    latencies: list[float] = []
-    errors = [0]
-    stop_at = time.perf_counter() + seconds
-
-    def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        while (began := time.perf_counter()) < stop_at:
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            response.read()
-            errors[0] += response.status != 200
-            latencies.append((time.perf_counter() - began) * 1000)
-        connection.close()
-
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(latencies) / seconds, sorted(latencies), errors[0]
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -11,8 +11,8 @@ from web.context import vade
 
 
 def main() -> None:
-    """Run one whole pass on the database given as the argument."""
-    app = make_app(sys.argv[1])
+    """Run one whole pass on the database given as the first argument, with settings as the others give."""
+    app = make_app(sys.argv[1], **dict(setting.split("=", 1) for setting in sys.argv[2:]))
     with app.app_context():
         collector = make_collector(vade())
         collector.run_pass()  # nothing is due yet: opens the connection and warms the code

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import flask_migrate
 import psycopg
@@ -102,9 +103,14 @@ def count(url: str, query: str) -> Any:
         return row[0] if row else None
 
 
-def spread(ratios: list[float]) -> str:
+def spread(values: list[float], form: str = ".2f") -> str:
     """Return the median, and the least and the most."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def with_options(url: str, options: str) -> str:
+    """Return the URL with options for the server's session, such as ``-c work_mem=64MB``."""
+    return f"{url}{'&' if '?' in url else '?'}options={quote(options)}"
 
 
 def _with_database(url: str, name: str) -> str:
