@@ -161,7 +161,7 @@ atexit.register(leave)
 
 
 def main() -> None:
-    """Run one of PostgreSQL's client programs, ``psql``, ``pg_dump`` or ``pg_restore``, on Vade's database."""
+    """Run a client program of PostgreSQL's on Vade's database: ``psql``, ``pg_dump`` or ``pg_restore``."""
     try:
         settings = Settings.from_env()
         match sys.argv[1:]:
