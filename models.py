@@ -378,8 +378,8 @@ class Callback(Base):
 
     ``id`` is the ``webhook-id``; ``body`` is what is signed, the same bytes on every attempt. All instants
     are real time. ``next_attempt_at`` is set while the message is pending; ``attempts`` counts all attempts,
-    ``schedule_step`` those since the message was written or last replayed. ``request_id`` names the request or
-    pass that caused it.
+    ``schedule_step`` those since the message was written or last replayed. ``request_id`` names the request
+    or pass that caused it.
     """
 
     __tablename__ = "callbacks"

@@ -21,6 +21,7 @@ from billing.adoption import Charge, Standing
 from billing.clock import Clock
 from billing.documents import instant_text
 from cli import INTERRUPTED, billing, make_collector, stopped_by_signals
+from inspection import check_command
 from models import BIGINT_MAX, db
 from terminal import in_sentences, money, progress_bar
 from web.context import vade
@@ -31,7 +32,7 @@ CHARGED_PERIOD = re.compile(r"Package ([0-9]+), ([0-9-]+) to [0-9-]+")
 
 def register(_: Flask) -> None:
     """Add these to ``flask billing``."""
-    for command in (parked, adopt_command):
+    for command in (parked, adopt_command, check_command):
         billing.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""What commands share at a terminal: they end in sentences, hear that they are to end, show progress and money."""
+"""What commands share at a terminal: sentences for errors, an orderly end, progress and money."""
 
 import signal
 from collections.abc import Callable, Iterator

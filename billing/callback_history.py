@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from billing.callbacks import COMPANY, PLATFORM, company_of
 from billing.errors import EndpointDisabledError, EndpointMissingError, NotFoundError
+from billing.transactions import prefer_indexes
 from models import BIGINT_MAX, PLATFORM_ID, Callback, CallbackAttempt, CallbackEndpoint
 
 BATCH = 1000
@@ -147,6 +148,7 @@ def check_enabled(session: Session, endpoint_id: int) -> None:
 
 def remove_old(session: Session, *, before: datetime) -> int:
     """Remove up to `BATCH` messages written earlier that are not to be sent any more; return how many."""
+    prefer_indexes(session)
     removed: Any = session.execute(_REMOVE_OLD, {"before": before, "size": BATCH})
     count: int = removed.rowcount
     return count

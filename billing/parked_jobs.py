@@ -32,8 +32,9 @@ ERROR_LENGTH = 1000
 _PUT_ASIDE = text("""
 WITH aside AS (
     UPDATE payment_jobs
-    SET failures = failures + 1,
-        leased_until = CASE WHEN failures + 1 >= :most THEN :parked_until ELSE CAST(:until AS timestamptz) END
+    SET failures = failures + :failures,
+        leased_until = CASE WHEN failures + :failures >= :most THEN :parked_until
+            ELSE CAST(:until AS timestamptz) END
     WHERE company_id = :company_id AND company_package_id = :company_package_id
         AND period_start = :period_start AND idempotency_key = :key AND leased_until < :parked_until
     RETURNING *
@@ -94,15 +95,16 @@ class ParkedJob:
     parked_at: datetime
 
 
-def put_aside(session: Session, answer: Answer, error: str, *, real: datetime) -> bool:
+def put_aside(session: Session, answer: Answer, error: str, *, counts: bool, real: datetime) -> bool:
     """Let a job rest whose answer cannot be written, or park it; return whether it was parked.
 
-    One that is no longer ours is left alone.
+    Only a failure that ``counts`` brings it nearer to that. One that is no longer ours is left alone.
     """
     written: Any = session.execute(
         _PUT_ASIDE,
         _key(answer.job)
         | {
+            "failures": int(counts),
             "most": PARKED_AFTER,
             "until": real + PAUSE,
             "outcome": answer.outcome.name.lower(),

@@ -14,7 +14,7 @@ from billing import parked_jobs, payment_queue
 from billing.batches import Replies
 from billing.clock import Clock, Moment
 from billing.payment_queue import Answer, Job, Outcome, Settled
-from billing.transactions import first_line, refuses_a_row, run_in_transaction
+from billing.transactions import first_line, is_servers_own, refuses_a_row, run_in_transaction
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,10 @@ class Settler:
         )
 
         def put_aside(session: Session) -> bool:
-            return parked_jobs.put_aside(session, answer, reason, real=self.clock.read(session).real)
+            real = self.clock.read(session).real
+            # What ails the server ails all jobs alike: they wait for it, and no one has to release them.
+            counts = not is_servers_own(error)
+            return parked_jobs.put_aside(session, answer, reason, counts=counts, real=real)
 
         parked = run_in_transaction(self.engine, put_aside)
         settlement.failed += 1

@@ -57,6 +57,11 @@ def refuses_a_row(error: DBAPIError) -> bool:
     return sqlstate(error)[:2] in REFUSED
 
 
+def is_servers_own(error: Exception) -> bool:
+    """Return whether the server itself is in trouble, such as with its files, rather than with a row."""
+    return isinstance(error, DBAPIError) and sqlstate(error).startswith("XX")
+
+
 def sqlstate(error: DBAPIError) -> str:
     """Return the five characters by which PostgreSQL names an error; empty where it was not PostgreSQL's."""
     return getattr(error.orig, "sqlstate", None) or ""

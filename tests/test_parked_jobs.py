@@ -15,12 +15,13 @@ from tests.world import LedgerGateway, World, dates, instant
 AT = instant("2026-02-10")
 
 
-def refuse(world: World, company: Company) -> None:
+def refuse(world: World, company: Company, *, sqlstate: str = "P0001") -> None:
     """Let the database refuse every payment of a company."""
     world.session.execute(
         text(f"""
         CREATE FUNCTION refuse_{company.id}() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN IF new.company_id = {company.id} THEN RAISE EXCEPTION 'not this one'; END IF;
+            $$ BEGIN IF new.company_id = {company.id} THEN
+            RAISE EXCEPTION 'not this one' USING ERRCODE = '{sqlstate}'; END IF;
             RETURN new; END $$;
         CREATE TRIGGER refuse_{company.id} BEFORE INSERT ON company_payments
             FOR EACH ROW EXECUTE FUNCTION refuse_{company.id}()""")
@@ -39,8 +40,7 @@ def park(world: World, gateway: LedgerGateway) -> list[PassResult]:
     while not results or not results[-1].parked:
         assert len(results) < 10
         if results:
-            world.session.execute(text("UPDATE payment_jobs SET leased_until = '1970-01-01 00:00+00'"))
-            world.session.commit()
+            world.end_leases()
         results.append(world.collect(gateway, at=AT))
     return results
 
@@ -210,6 +210,22 @@ def test_the_list_of_parked_jobs_shows_what_is_needed_to_decide(committed: World
 
     for part in (str(poisoned.id), "2026-01-10", "310.00 TRY", "charged", "not this one"):
         assert part in shown
+
+
+def test_a_server_in_trouble_parks_nothing(committed: World) -> None:
+    company = committed.customer(registered_at=instant("2026-01-10"))
+    refuse(committed, company, sqlstate="XX000")
+    gateway = LedgerGateway()
+
+    results = []
+    for _ in range(parked_jobs.PARKED_AFTER + 2):
+        results.append(committed.collect(gateway, at=AT))
+        committed.end_leases()
+
+    assert [(result.failed, result.parked) for result in results] == [(1, 0)] * len(results)
+    allow(committed, company)
+    assert committed.collect(gateway, at=AT).charged == 1
+    assert len(gateway.charged) == 1
 
 
 def test_an_answer_that_our_own_code_cannot_cope_with_is_parked_too(
