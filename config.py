@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import ipaddress
 import os
 import re
 import secrets
@@ -121,6 +122,8 @@ class Settings(BaseModel):
     trusted_proxies: int = Field(0, alias="TRUSTED_PROXIES", ge=0, le=10)
     jwt_secret_key: str | None = Field(None, alias="JWT_SECRET_KEY", repr=False)
     web_concurrency: int = Field(2, alias="WEB_CONCURRENCY", ge=1, le=256)
+    metrics_token: str | None = Field(None, alias="METRICS_TOKEN", repr=False)
+    metrics_port: int | None = Field(None, alias="METRICS_PORT", ge=1, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     instance_dir: Path = Field(PROJECT_DIR / "instance", alias="INSTANCE_DIR")
 
@@ -194,6 +197,13 @@ class Settings(BaseModel):
             raise ValueError(f"at least {MINIMUM_SECRET_BYTES} bytes are wanted")
         return key
 
+    @field_validator("metrics_token")
+    @classmethod
+    def _can_be_sent(cls, token: str | None) -> str | None:
+        if token is not None and not re.fullmatch(r"[!-~]+", token):
+            raise ValueError("letters, digits and signs of ASCII are wanted, without spaces")
+        return cls._is_long_enough(token)
+
     @field_validator("encryption_key")
     @classmethod
     def _are_long_enough(cls, keys: str | None) -> str | None:
@@ -224,6 +234,17 @@ class Settings(BaseModel):
             raise ValueError("VADE_NOW is refused in production: no one is charged for days to come")
         return self
 
+    @model_validator(mode="after")
+    def _metrics_are_not_for_all(self) -> Self:
+        if self.metrics_port is not None:
+            if self.metrics_port == self.port:
+                raise ValueError("METRICS_PORT is the API's PORT: the worker needs another")
+            if self.metrics_token is None and not _is_loopback(self.host):
+                raise ValueError(
+                    f"METRICS_TOKEN is missing: METRICS_PORT is open to whoever reaches HOST {self.host}"
+                )
+        return self
+
     def signing_key(self) -> str:
         """Return ``JWT_SECRET_KEY``, or the key kept in the instance directory, made there if absent.
 
@@ -249,6 +270,13 @@ class Settings(BaseModel):
         """
         keys = (self.encryption_key or "").split(",")
         return [*(key.strip() for key in keys if key.strip()), self.signing_key()]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _kept_secret(path: Path) -> str:

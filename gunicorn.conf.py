@@ -1,14 +1,19 @@
-"""gunicorn: where it listens, and how many workers and threads answer."""
+"""gunicorn: where it listens, how many workers and threads answer, and where these keep their counts."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import logs
+import metrics_directory
 from billing.gateways import load_gateway
 from config import ConfigError, Settings
 
 try:
     # What each worker would refuse is refused here once: gunicorn prints tracebacks, one per worker.
     _settings = Settings.from_env()
+    # Before prometheus_client is imported, by the application or by a gateway.
+    metrics_directory.make(_settings.instance_dir, wanted=_settings.metrics_token is not None)
     load_gateway(_settings.payment_gateway)
 except ConfigError as error:
     error.show()
@@ -35,3 +40,13 @@ secure_scheme_headers: dict[str, str] = {}
 
 # At "info" it speaks of every process it starts.
 loglevel = "warning" if _settings.log_level == "INFO" else _settings.log_level.lower()
+
+if _settings.production:
+    # What gunicorn itself has to say is JSON too. Its logger has no handler of its own then, but the root's.
+    logconfig_dict = logs.configuration(_settings)
+    logconfig_dict["loggers"]["gunicorn.error"] = {"level": loglevel.upper(), "propagate": True}
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Forget what a worker that is gone was doing; what it counted stays."""
+    metrics_directory.forget(worker.pid)

@@ -38,6 +38,8 @@ SERVER_SETTINGS = {
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
     "log_checkpoints": "off",
+    # Without the rows that an error is about.
+    "log_error_verbosity": "terse",
 }
 
 

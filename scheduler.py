@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import embedded
-from billing import callback_history, heartbeats
+from billing import callback_history, heartbeats, tracing
 from billing.addresses import refusal
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
@@ -29,9 +29,12 @@ from billing.collection import Collector, PassResult
 from billing.deliveries import Deliverer, DeliveryResult
 from billing.transactions import first_line
 from cli import STOP_S, make_collector, make_deliverer
-from config import ConfigError
+from config import ConfigError, Settings
+from metrics_server import serve_metrics
 from models import db
 from web.context import vade
+from web.exposition import Watch
+from worker_metrics import WorkerMetrics
 from wsgi import create_app
 
 logger = logging.getLogger("worker")
@@ -74,6 +77,10 @@ class Worker:
             self._unreachable = platform and refusal(platform.url, vade().address_policy)
             self._every_pass = vade().settings.production
             self._retention = timedelta(days=vade().settings.callback_retention_days)
+            self._settings: Settings = vade().settings
+            self._watch = Watch(db.engine, vade().clock)
+        self._metrics = WorkerMetrics()
+        self._collector.pool.on_call = self._metrics.gateway_called
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then finish the batch; return the exit status.
@@ -98,6 +105,7 @@ class Worker:
         ):
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
+        self._serve_metrics()
         logger.info("worker started", extra={"worker": self._name})
         if self._unreachable:
             logger.error("nothing can be sent to CALLBACK_URL: %s", self._unreachable)
@@ -121,28 +129,43 @@ class Worker:
         """Run one pass of collection and log it in one line."""
         if self.stop.is_set():
             return
-        result = PassResult()
+        with tracing.traced(tracing.new_id("pass-")):
+            self._collect(PassResult())
+
+    def _collect(self, result: PassResult) -> None:
+        count = self._metrics.collection()
+        broken_off = True
         try:
-            self._collector.run_pass(result)
+            self._collector.run_pass(result, on_batch=count.add)
+            broken_off = False
         except GatewayHangsError as error:
             logger.critical("%s: the worker ends, to be started anew", error)
             self.exit_status = GATEWAY_HANGS
             self._tell.send(b"\0")
         except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error("the pass was broken off", error)
+            _log_in_one_line("the pass was broken off", error)
         finally:
+            count.add(result)
+            self._metrics.collected(result, broken_off=broken_off)
             self._log(result)
 
     def deliver(self) -> None:
         """Send the callbacks that are due."""
         if self.stop.is_set():
             return
-        told = _Told()
-        try:
-            result = self._deliverer.run_pass(rolling=True, on_record=told.now_and_then)
-            told.rest(result)
-        except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error("delivery was broken off", error)
+        told, count = _Told(), self._metrics.deliveries()
+
+        def recorded(result: DeliveryResult) -> None:
+            count.add(result)
+            told.now_and_then(result)
+
+        with tracing.traced(tracing.new_id("pass-")):
+            try:
+                result = self._deliverer.run_pass(rolling=True, on_record=recorded)
+                count.add(result)
+                told.rest(result)
+            except (SQLAlchemyError, ConfigError) as error:
+                _log_in_one_line("delivery was broken off", error)
 
     def beat(self) -> None:
         """Say that this worker is alive; `/readyz` tells when it was last heard."""
@@ -177,6 +200,21 @@ class Worker:
         if sum(removed):
             logger.info("old callbacks removed", extra={"removed": sum(removed)})
 
+    def _serve_metrics(self) -> None:
+        """Serve the metrics where they are wanted; where that cannot be, money is collected all the same."""
+        settings = self._settings
+        if settings.metrics_port is None:
+            return
+        try:
+            serve_metrics(
+                lambda: self._metrics.text() + self._watch.metrics(),
+                host=settings.host,
+                port=settings.metrics_port,
+                token=settings.metrics_token,
+            )
+        except OSError as error:
+            _log_in_one_line(f"no metrics: METRICS_PORT {settings.metrics_port} cannot be had", error)
+
     def _leave(self) -> None:
         self._write(lambda session: heartbeats.leave(session, self._name), failing="no farewell")
 
@@ -187,7 +225,7 @@ class Worker:
                 work(session)
                 session.commit()
         except (SQLAlchemyError, ConfigError) as error:
-            _log_database_error(failing, error)
+            _log_in_one_line(failing, error)
 
     def _log(self, result: PassResult) -> None:
         names = ("queued", "charged", "declined", "passive", "failed", "seconds", "oldest_job_age_s")
@@ -221,16 +259,16 @@ class _Told:
 
     def rest(self, result: DeliveryResult) -> None:
         """Log what was not told yet, in one line."""
-        names = ("delivered", "failed", "exhausted")
-        since = {name: getattr(result, name) - getattr(self._told, name) for name in names}
+        since = result.since(self._told)
         now_s = time.monotonic()
-        if any(since.values()):
-            logger.info("callbacks", extra=since | {"seconds": now_s - self._told_s})
+        figures = {"delivered": since.delivered, "failed": since.failed, "exhausted": since.exhausted}
+        if any(figures.values()):
+            logger.info("callbacks", extra=figures | {"seconds": now_s - self._told_s})
         self._told, self._told_s = replace(result), now_s
 
 
-def _log_database_error(what: str, error: Exception) -> None:
-    """Log in one line: the next poll tries again, and a database that is away says so every second."""
+def _log_in_one_line(what: str, error: Exception) -> None:
+    """Log a failure without its traceback: a database that is away fails every poll."""
     logger.error("%s: %s", what, first_line(error))
 
 

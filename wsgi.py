@@ -19,6 +19,7 @@ from blueprints import (
     company_payments,
     docs,
     health,
+    metrics,
     packages,
     sessions,
 )
@@ -27,6 +28,8 @@ from database import engine_options
 from models import db
 from web.access import guard
 from web.context import Vade
+from web.exposition import Watch
+from web.observation import observe
 from web.openapi import make_api
 from web.problems import handle_errors
 
@@ -46,11 +49,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     carry_settings(app, settings)
     connect_database(app, settings)
     register_blueprints(app)
+    serve_metrics(app, settings)
     guard(app)
     handle_errors(app)
     cli.register(app)
     operations.register(app)
     trust_proxies(app, settings)
+    observe(app, access_log=settings.production)
     return app
 
 
@@ -98,6 +103,14 @@ def register_blueprints(app: Flask) -> None:
     ):
         app.register_api(resource.blueprint)  # type: ignore[attr-defined]
     app.register_blueprint(docs.blueprint)
+
+
+def serve_metrics(app: Flask, settings: Settings) -> None:
+    """Serve ``/metrics`` where there is a token that opens it."""
+    if settings.metrics_token is not None:
+        with app.app_context():
+            app.extensions[metrics.WATCH] = Watch(db.engine, Clock(settings.now))
+        app.register_blueprint(metrics.blueprint)
 
 
 def trust_proxies(app: Flask, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from billing import tracing
 from billing.callbacks import PLATFORM, message_body, message_id
 from billing.clock import Clock
 from billing.documents import instant_text
@@ -145,6 +146,7 @@ def tell_disabled(session: Session, endpoints: Sequence[Row[Any]], *, clock: Clo
                 recipient=PLATFORM,
                 type=DISABLED,
                 body=message_body(DISABLED, {"callback_endpoint": told}, now=now),
+                request_id=tracing.current_id(),
             )
         )
     counted = insert(Counter).values(name=DISABLED_COUNTER, value=len(endpoints))

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from billing import tracing
 from billing.documents import Document, company_document, instant_text
 from models import Callback, Company
 
@@ -60,6 +61,7 @@ class Outbox:
                     recipient=recipient,
                     type=type_,
                     body=body,
+                    request_id=tracing.current_id(),
                 )
             )
 

@@ -10,7 +10,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from billing.gateways import ChargeRequest, ChargeResult, Gateway, GatewayUnavailable
 
@@ -29,6 +31,9 @@ NONSENSE = "the answer was nonsense"
 
 Answer = ChargeResult | GatewayUnavailable
 
+CallEnd = Literal["answered", "unavailable", "timeout"]
+"""How a call ended: with an answer to any of its requests, with none, or given up."""
+
 
 class GatewayHangsError(Exception):
     """More threads than the pool has hang in the gateway: the process should be started anew."""
@@ -46,6 +51,8 @@ class Call:
     started_s: float | None = None
     finished: bool = False
     given_up: bool = False
+    context: Context = field(default_factory=copy_context)
+    """Whose work it is: what its thread logs carries the id of the pass."""
 
     @property
     def is_stopped(self) -> bool:
@@ -56,13 +63,15 @@ class Call:
 class ChargePool:
     """Threads around one gateway, kept from batch to batch.
 
-    ``timeout_s`` bounds each call in seconds, from the moment a thread takes it up.
+    ``timeout_s`` bounds each call in seconds, from the moment a thread takes it up. ``on_call`` is told how
+    each call ended and how many seconds it took; it is called from any thread.
     """
 
     def __init__(self, gateway: Gateway, *, threads: int, timeout_s: float) -> None:
         self._gateway = gateway
         self._size = threads
         self._timeout_s = timeout_s
+        self.on_call: Callable[[CallEnd, float], None] = lambda _end, _seconds: None
         self._waiting: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._alive = 0
         self._hanging: list[threading.Thread] = []
@@ -176,6 +185,7 @@ class ChargePool:
             self._hanging.append(call.thread)
             self._alive -= 1
             given_up.append(call)
+            self.on_call("timeout", now - call.started_s)
         return given_up
 
     def _serve(self) -> None:
@@ -185,14 +195,19 @@ class ChargePool:
                 continue
             call.thread = threading.current_thread()
             call.started_s = time.monotonic()
-            answers = self._ask(call.requests)
+            answers = call.context.run(self._ask, call.requests)
+            seconds = time.monotonic() - call.started_s
             with self._verdict:
                 if call.given_up:
                     # Replaced while it hung. What it came back with is asked for again, under the same key.
                     return
                 call.answers = answers
                 call.finished = True
-            call.done.put(call)
+            try:
+                # Counted before it is seen: who has the answers finds them in the count.
+                self.on_call(_end_of(answers), seconds)
+            finally:
+                call.done.put(call)
 
     def _ask(self, requests: Sequence[ChargeRequest]) -> list[Answer]:
         charge_many = getattr(self._gateway, "charge_many", None)
@@ -213,6 +228,11 @@ class ChargePool:
             logger.error("the gateway answered nonsense", extra={"requests": len(requests)})
             return [GatewayUnavailable(NONSENSE)] * len(requests)
         return [_believed(request, answer) for request, answer in zip(requests, raw, strict=True)]
+
+
+def _end_of(answers: Sequence[Answer]) -> CallEnd:
+    none = all(isinstance(answer, GatewayUnavailable) for answer in answers)
+    return "unavailable" if none else "answered"
 
 
 def _finished(done: "queue.SimpleQueue[Call]") -> list[Call]:

@@ -4,7 +4,6 @@ Delivery is at least once: a worker that dies after a POST leaves the message to
 same id and the same bytes.
 """
 
-import logging
 import random
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from sqlalchemy import Engine, Row, select
 from sqlalchemy.orm import Session
 
-from billing import breakers, callback_endpoints, delivery_queue
+from billing import breakers, callback_endpoints, delivery_lines, delivery_queue, tracing
 from billing.addresses import AddressPolicy
 from billing.callback_endpoints import PlatformEndpoint
 from billing.clock import Clock
@@ -28,8 +27,6 @@ from billing.lanes import Lanes
 from billing.senders import GONE, LONGEST_RETRY_AFTER_S, SEND_TIMEOUT_S, Endpoint, Outgoing, Reply, Sender
 from billing.transactions import run_in_transaction
 from models import PLATFORM_ID, CallbackEndpoint, CallbackStatus
-
-logger = logging.getLogger(__name__)
 
 SCHEDULE_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Seconds from each failed attempt to the next; after the last one the message is exhausted."""
@@ -65,6 +62,14 @@ class DeliveryResult:
         self.delivered += status is CallbackStatus.DELIVERED
         self.failed += status in {CallbackStatus.PENDING, CallbackStatus.HELD}
         self.exhausted += status is CallbackStatus.EXHAUSTED
+
+    def since(self, earlier: "DeliveryResult") -> "DeliveryResult":
+        """Return what came after an earlier copy of this running total."""
+        return DeliveryResult(
+            delivered=self.delivered - earlier.delivered,
+            failed=self.failed - earlier.failed,
+            exhausted=self.exhausted - earlier.exhausted,
+        )
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,10 @@ class _Pass:
                 # What waited longer than its lease is someone else's by now.
                 if time.monotonic() < outgoing.until_s:
                     message, sent_at = outgoing.message, self._now()
-                    reply = self._sender.send(outgoing.endpoint, message.id, message.body, sent_at=sent_at)
+                    with tracing.traced(message.request_id):
+                        reply = self._sender.send(
+                            outgoing.endpoint, message.id, message.body, sent_at=sent_at
+                        )
                     # Before it can be recorded, which resumes the endpoint.
                     if reply.wants_no_more:
                         self._lanes.stop(outgoing.endpoint_id)
@@ -318,24 +326,16 @@ class _Pass:
             return [status for status, _ in verdicts], changed, total
 
         statuses, changed, disabled_total = run_in_transaction(self._engine, record)
-        for (outgoing, _, _), status in zip(attempts, statuses, strict=True):
+        judged = [
+            (outgoing, reply, status) for (outgoing, reply, _), status in zip(attempts, statuses, strict=True)
+        ]
+        for outgoing, _, status in judged:
             self._probes.pop(outgoing.endpoint_id, None)
             self._result.add(status)
-            if status is CallbackStatus.EXHAUSTED:
-                logger.error(
-                    "a callback is given up",
-                    extra={"webhook_id": str(outgoing.message.id), "type": outgoing.message.type},
-                )
+        delivery_lines.log_attempts(judged)
         for row in changed:
             if row.disabled_at is not None:
-                logger.error(
-                    "a callback endpoint is disabled",
-                    extra={
-                        "company_id": row.company_id,
-                        "reason": row.disabled_reason,
-                        "callback_endpoints_disabled_total": disabled_total,
-                    },
-                )
+                delivery_lines.log_disabled(row, judged, total=disabled_total)
                 self._put_back(self._lanes.drop(row.company_id), "held")
             elif row.open_until is not None:
                 self._put_back(self._lanes.drop(row.company_id), "waiting")

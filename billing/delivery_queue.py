@@ -34,7 +34,10 @@ READY_ENDPOINTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message that is ours to send, until the lease is over; ``endpoint_id`` 0 is the platform's."""
+    """A message that is ours to send, until the lease is over; ``endpoint_id`` 0 is the platform's.
+
+    ``request_id`` names the request or pass that caused it.
+    """
 
     company_id: int
     id: UUID
@@ -43,6 +46,7 @@ class Claimed:
     body: str
     attempts: int
     schedule_step: int
+    request_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -54,7 +58,8 @@ class Claim:
     exhausted: int = 0
 
 
-_RETURNING = "cb.company_id, cb.id, cb.recipient, cb.type, cb.body, cb.attempts, cb.schedule_step"
+_RETURNING = """
+    cb.company_id, cb.id, cb.recipient, cb.type, cb.body, cb.attempts, cb.schedule_step, cb.request_id"""
 
 _DUE_PLATFORM = """
 WITH due AS (
@@ -109,8 +114,8 @@ UPDATE callbacks cb
 SET status = p.status, next_attempt_at = CASE WHEN p.status = 'pending' THEN :leased_until END
 FROM placed p
 WHERE cb.company_id = p.company_id AND cb.id = p.id AND (p.status <> 'pending' OR p.place <= :size)
-RETURNING cb.company_id, cb.id, cb.recipient, cb.type, cb.attempts, cb.schedule_step, cb.status,
-    CASE WHEN cb.status = 'pending' THEN cb.body END AS body
+RETURNING cb.company_id, cb.id, cb.recipient, cb.type, cb.attempts, cb.schedule_step, cb.request_id,
+    cb.status, CASE WHEN cb.status = 'pending' THEN cb.body END AS body
 """)
 
 # Locked before what waits is looked for, in a statement of its own: whoever lets a message wait touches the
@@ -249,6 +254,7 @@ def claim_waiting(
     An endpoint whose breaker was open gets one message to try it, ``probes`` of them at once; what waits
     for a disabled one is held, and for one that is gone, given up.
     """
+    prefer_indexes(session)
     values = {
         "now": now,
         "full_ids": [id_ for id_, left in rooms.items() if left <= 0],
@@ -303,7 +309,14 @@ def _sorted_out(rows: Sequence[Row[Any]]) -> Claim:
             endpoint_id = PLATFORM_ID if row.recipient == "platform" else row.company_id
             claim.messages.append(
                 Claimed(
-                    row.company_id, row.id, endpoint_id, row.type, row.body, row.attempts, row.schedule_step
+                    row.company_id,
+                    row.id,
+                    endpoint_id,
+                    row.type,
+                    row.body,
+                    row.attempts,
+                    row.schedule_step,
+                    row.request_id,
                 )
             )
         claim.moved += status != "pending"

@@ -130,7 +130,8 @@ CREATE TABLE public.companies (
     CONSTRAINT companies_billing_day_check CHECK (((billing_day >= 1) AND (billing_day <= 31))),
     CONSTRAINT companies_passivated_at_check CHECK (((passivated_at IS NULL) OR (status = 0))),
     CONSTRAINT companies_status_check CHECK ((status = ANY (ARRAY[0, 1])))
-);
+)
+WITH (fillfactor='85', autovacuum_vacuum_scale_factor='0.05');
 
 --
 -- Name: companies_id_seq; Type: SEQUENCE; Schema: public; Owner: -
@@ -164,7 +165,8 @@ CREATE TABLE public.company_packages (
     CONSTRAINT company_packages_period_check CHECK ((start_date < end_date)),
     CONSTRAINT company_packages_price_minor_check CHECK (((price_minor >= 0) AND (price_minor <= '1000000000000000'::bigint))),
     CONSTRAINT company_packages_status_check CHECK ((status = ANY (ARRAY[0, 1])))
-);
+)
+WITH (fillfactor='85', autovacuum_vacuum_scale_factor='0.05');
 
 --
 -- Name: company_packages_id_seq; Type: SEQUENCE; Schema: public; Owner: -

@@ -22,6 +22,7 @@ import embedded
 from billing.clock import Clock
 from config import PROJECT_DIR, Settings
 from models import Callback, db
+from tests import secrecy
 from tests.api import DescribedClient
 from tests.webhooks import assert_described_message
 from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, World
@@ -29,6 +30,23 @@ from wsgi import create_app
 
 NOW = datetime(2026, 1, 10, 9, 0, tzinfo=UTC)
 """Where the business clock of `app` stands until a test travels."""
+
+
+secrecy.watch()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_secret_is_logged() -> Iterator[None]:
+    """Fail the test in which a secret was logged, by whichever program and thread."""
+    yield
+    secrecy.check()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_secret_is_logged_in_the_end() -> Iterator[None]:
+    """Fail the last test where what all share logged a secret."""
+    yield
+    secrecy.check()
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,21 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+import requests
 
 from config import PROJECT_DIR, Settings
+from tests import secrecy
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ def environment(**settings: str) -> dict[str, str]:
 def run(*command: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run a Python program of the project to its end; ``flask …`` is ``-m flask --app wsgi …``."""
     arguments = ["-m", "flask", "--app", "wsgi", *command[1:]] if command[0] == "flask" else [*command]
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *arguments],
         cwd=PROJECT_DIR,
         env=environment(**settings),
@@ -49,6 +52,9 @@ def run(*command: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         timeout=60,
         check=False,
     )
+    # What a command prints is no log: some print a token that was asked for.
+    secrecy.look_through(done.stderr)
+    return done
 
 
 @dataclass
@@ -86,6 +92,19 @@ class Program:
 @contextmanager
 def started(log: Path, *arguments: str, **settings: str) -> Iterator[Program]:
     """Start a Python program of the project; it is killed at the end of the block if it still runs."""
+    with _started(log, arguments, settings, logs=False) as program:
+        yield program
+
+
+@contextmanager
+def _started(
+    log: Path,
+    arguments: Sequence[str],
+    settings: dict[str, str],
+    *,
+    logs: bool = True,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Program]:
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -96,12 +115,16 @@ def started(log: Path, *arguments: str, **settings: str) -> Iterator[Program]:
             stderr=file,
             # A group of its own, so that a test's Ctrl-C reaches only whom it is meant for.
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     program = Program(process, log)
     try:
         yield program
     finally:
         program.kill()
+        # What a command prints is no log: the listener shows all that it receives.
+        if logs:
+            secrecy.look_through(program.text())
 
 
 @contextmanager
@@ -115,8 +138,35 @@ def worker(url: str, directory: Path, **settings: str) -> Iterator[Program]:
         "WORKER_POLL_S": "0.1",
     }
     log = directory / f"worker-{time.monotonic_ns()}.log"
-    with started(log, "scheduler.py", **(defaults | settings)) as program:
+    with _started(log, ["scheduler.py"], defaults | settings) as program:
         yield program
+
+
+@contextmanager
+def api(url: str, directory: Path, **settings: str) -> Iterator[tuple[Program, str]]:
+    """Start gunicorn in production on a database, and give it and its address, once it answers."""
+    defaults = {
+        "DATABASE_URL": url,
+        "INSTANCE_DIR": str(directory),
+        "VADE_ENV": "production",
+        "JWT_SECRET_KEY": JWT_SECRET_KEY,
+        "RATE_LIMITS": "off",
+    }
+    log = directory / f"api-{time.monotonic_ns()}.log"
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        # It is handed over open, so no other process gets the port meanwhile.
+        bound = ("--bind", f"fd://{listener.fileno()}", "wsgi:create_app()")
+        gunicorn = ("-m", "gunicorn", "--config", "gunicorn.conf.py", *bound)
+        with _started(log, gunicorn, defaults | settings, pass_fds=[listener.fileno()]) as program:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # Whoever comes early waits in the listener's queue until a worker takes them.
+            assert requests.get(f"{address}/healthz", timeout=30).status_code == 200, program.text()
+            try:
+                yield program, address
+            finally:
+                # As it should, so that it takes its files with it.
+                program.tell()
+                program.ended(within_s=30)
 
 
 class Database:

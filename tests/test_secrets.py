@@ -728,6 +728,7 @@ def test_a_downgrade_keeps_the_present_secret_of_those_that_were_rotated(migrati
 
 def test_a_downgrade_without_the_key_changes_nothing(migrating: Migrating) -> None:
     migrating.upgrade()
+    migrating.downgrade("0002")
     before = migrating.dump()
 
     with key_of(migrating.app, NEW_KEY), pytest.raises(SecretUnreadableError):

@@ -53,6 +53,8 @@ BAD: dict[str, list[str]] = {
     "TRUSTED_PROXIES": ["-1", "all", "11"],
     "JWT_SECRET_KEY": ["secret", "x" * 31],
     "WEB_CONCURRENCY": ["0", "-2", "auto"],
+    "METRICS_TOKEN": ["secret", "x" * 31, "x y" * 20, "ğ" * 32],
+    "METRICS_PORT": ["0", "65536", "-1", "http"],
     "LOG_LEVEL": ["LOUD", "info", "10"],
 }
 
@@ -60,6 +62,8 @@ TOGETHER = {
     "production without a key": ({"VADE_ENV": "production"}, "JWT_SECRET_KEY"),
     "production at another time": (PRODUCTION | {"VADE_NOW": "2026-01-31T00:00:00Z"}, "VADE_NOW"),
     "an endpoint without a secret": ({"CALLBACK_URL": "https://platform.example/"}, "CALLBACK_SECRET"),
+    "metrics of the worker for whoever comes": ({"METRICS_PORT": "9100", "HOST": "0.0.0.0"}, "METRICS_TOKEN"),
+    "metrics of the worker where the API is": ({"METRICS_PORT": "9100", "PORT": "9100"}, "METRICS_PORT"),
     "a secret without an endpoint": ({"CALLBACK_SECRET": "whsec_eA=="}, "CALLBACK_URL"),
 }
 
@@ -109,6 +113,8 @@ def test_every_setting_that_can_be_wrong_is_tried() -> None:
         {"JWT_SECRET_KEY": "hunter2"},
         CALLBACKS | {"CALLBACK_SECRET": "whsec_hunter2!"},
         {"ENCRYPTION_KEY": "hunter2"},
+        {"METRICS_TOKEN": "hunter2"},
+        {"METRICS_TOKEN": "hunter2 " * 8},
         {"DATABASE_URL": "postgresql://vade:hunter2%zz@localhost/vade"},
         {"DATABASE_URL": "postgresql://vade:hunter2@localhost/vade?nonsense=hunter2"},
         {"DATABASE_URL": "vade:hunter2@localhost"},
