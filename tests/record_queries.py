@@ -34,6 +34,9 @@ from wsgi import create_app
 
 MIGRATIONS = PROJECT_DIR / "migrations"
 
+RECORDINGS = 5
+"""How many are made to choose from."""
+
 DISABLED_ID = 2
 """The company whose endpoint fails until it is disabled."""
 
@@ -195,6 +198,8 @@ class Crowd:
         self._change_names("stopped")
         deliver(self._arrives, stop=stop)
         self._arrives.answer = lambda *_: 500
+        # However many were left by the one that was stopped, these open the breaker.
+        self._change_names("failing")
         for hour in (13, 14, 15, 16):
             self._step("fail the platform", datetime(2026, 3, 10, hour, tzinfo=UTC))
             deliver(self._arrives)
@@ -267,16 +272,23 @@ class Crowd:
         return answer.json
 
 
+def record_anew(server_url: str, home: Path) -> Recording:
+    """Return a recording made on a database of its own."""
+    with new_database(server_url, prefix="vade_record") as url:
+        return record(url, home)
+
+
 def main() -> None:
     """Write the recording of the present code beside those of the versions before."""
     with tempfile.TemporaryDirectory(prefix="vade-record-") as directory:
         home = Path(directory)
         try:
             server = embedded.join(Settings.from_env({"INSTANCE_DIR": directory}))
-            with new_database(server, prefix="vade_record") as url:
-                recording = record(url, home)
+            recordings = [record_anew(server, home) for _ in range(RECORDINGS)]
         finally:
             embedded.leave()
+    # Some is said only where threads happen to meet: the one that heard the most is kept.
+    recording = max(recordings, key=lambda recording: len(recording.inventory()))
     RELEASED.mkdir(exist_ok=True)
     write(recording, RELEASED / f"{recording.revision}.json")
 

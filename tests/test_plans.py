@@ -84,6 +84,12 @@ FROM companies c, generate_series(1, 6) AS n, LATERAL (SELECT CASE
 WHERE n <= 3 OR c.callback_url IS NOT NULL;
 INSERT INTO callback_attempts (company_id, callback_id, number, attempted_at, status_code, duration_ms)
 SELECT company_id, id, 1, created_at, 200, 5 FROM callbacks WHERE status = 'delivered';
+-- The statistics stay as they are at first.
+DO $$ DECLARE name text; BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+        EXECUTE format('ALTER TABLE %I SET (autovacuum_enabled = off)', name);
+    END LOOP;
+END $$;
 """
 
 SMALL = {"packages", "callback_secrets", "worker_heartbeats", "settings"}
@@ -157,6 +163,9 @@ EXPECTED = {
         sorts=None,
     ),
 }
+
+EITHER = {"books, a chunk": frozenset({"payment_jobs_due_idx"})}
+"""Indexes that may be taken or not: to count a chunk's jobs, that of a few thousand is as good."""
 
 SECONDARY = (
     ("enqueue", "company_packages_due_idx"),
@@ -385,7 +394,7 @@ def is_as_expected(found: Recorder, name: str) -> bool:
     expected, plan = EXPECTED[name], found.plan()
     return (
         not found.read_as_a_whole()
-        and plan.indexes == expected.indexes
+        and plan.indexes - EITHER.get(name, frozenset()) == expected.indexes
         and expected.sorts in {None, plan.sorts}
     )
 
