@@ -10,7 +10,7 @@ import psycopg
 
 LOADED_AT_ONCE = 100_000
 BYTES_PER_COMPANY = 2_600
-"""Tables, indexes and what vacuum has not given back, measured; write-ahead log comes on top."""
+"""Twice what tables and indexes took when measured; write-ahead log comes on top."""
 
 LOG_BYTES = 4 * 2**30
 
