@@ -50,7 +50,12 @@ def _run(url: str, what: str, how: str) -> Result:
 
 def _summary(ours: list[Result], plains: list[Result], our: Result, its: Result) -> Table:
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(ours, plains, strict=True)]
-    table = Table("", "Vade", "plain SQL", title=f"One worker, {DUE:,} due, batches of {BATCH}")
+    table = Table(
+        "",
+        "Vade",
+        "plain SQL",
+        title=f"One worker, {DUE:,} due, batches of {BATCH}, settled one after the other",
+    )
     for name, key, unit in (
         ("µs per attempt, middle run", "seconds", 1e6),
         ("of that, processor of the worker", "cpu_s", 1e6),
@@ -64,7 +69,9 @@ def _summary(ours: list[Result], plains: list[Result], our: Result, its: Result)
 
 def _parts(our: Result, sampled: Result, its: Result) -> Table:
     """Return a table whose rows add up to the whole of the middle run."""
-    table = Table("part", "calls", "µs/attempt", "share", title="Where the time goes")
+    table = Table(
+        "part", "calls", "µs/attempt", "share", title="Where the time goes, settled one after the other"
+    )
     whole = our["seconds"]
 
     def row(name: str, calls: int | str, seconds: float) -> None:
