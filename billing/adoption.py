@@ -17,11 +17,9 @@ from sqlalchemy.orm import Session
 
 from billing import payment_queue
 from billing.arrays import array
-from billing.batches import Batch
 from billing.clock import Moment
-from billing.collection import Collector
+from billing.collection import Collector, PassResult
 from billing.payment_queue import FIRST, Cursor, Job
-from billing.settlements import Settler
 from billing.transactions import prefer_indexes, run_in_transaction
 from models import PARKED_UNTIL
 
@@ -104,15 +102,7 @@ def _queue_all(collector: Collector) -> None:
     """Queue every period that has ended, so that each has a job which can be given a key."""
     after: Cursor | None = FIRST
     while after is not None and not collector.stop.is_set():
-        place = after
-
-        def enqueue(session: Session, place: Cursor = place) -> tuple[int, Cursor | None]:
-            moment = collector.clock.read(session)
-            return payment_queue.enqueue(
-                session, moment, zone=collector.zone, size=collector.batch_size, after=place
-            )
-
-        _, after = run_in_transaction(collector.engine, enqueue)
+        after = collector.enqueue(PassResult(), after=after)
 
 
 def _collect(collector: Collector, charges: Sequence[Charge]) -> set[str]:
@@ -124,10 +114,8 @@ def _collect(collector: Collector, charges: Sequence[Charge]) -> set[str]:
 
     moment, jobs = run_in_transaction(collector.engine, take)
     if jobs:
-        batch = Batch(jobs, engine=collector.engine, clock=collector.clock, lease=collector.lease)
-        replies = batch.charge(collector.pool, collector.stop)
-        settler = Settler(collector.engine, collector.clock, by_platform=collector.by_platform)
-        settler.write(replies, moment)
+        replies = collector.batch(jobs).charge(collector.pool, collector.stop)
+        collector.settler().write(replies, moment)
         collector.pool.check()
     return {job.idempotency_key for job in jobs}
 

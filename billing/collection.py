@@ -117,10 +117,9 @@ class Collector:
 
         One batch is settled while the next is claimed and charged.
         """
-        settler = Settler(self.engine, self.clock, by_platform=self.by_platform)
-        with _Settling(settler, result, on_batch) as settling:
+        with _Settling(self.settler(), result, on_batch) as settling:
             for moment, jobs in self._claimed(result, on_batch, free_since=free_since):
-                replies = self._batch(jobs).charge(self.pool, self.stop)
+                replies = self.batch(jobs).charge(self.pool, self.stop)
                 settling.take(replies, moment)
                 if not self.overlap:
                     settling.finish()
@@ -142,7 +141,7 @@ class Collector:
         while not self.stop.is_set():
             for _ in range(QUEUED_AHEAD):
                 if queued_to is not None:
-                    queued_to = self._enqueue(result, after=queued_to)
+                    queued_to = self.enqueue(result, after=queued_to)
                     on_batch(result)
             moment, jobs, last = self._claim(free_since=free_since, after=after)
             if jobs:
@@ -153,7 +152,9 @@ class Collector:
             else:
                 after = FIRST_DUE
 
-    def _enqueue(self, result: PassResult, *, after: Cursor) -> Cursor | None:
+    def enqueue(self, result: PassResult, *, after: Cursor) -> Cursor | None:
+        """Queue one batch of ended periods; return where to go on, or None where no more were."""
+
         def enqueue(session: Session) -> tuple[int, Cursor | None]:
             moment = self.clock.read(session)
             return payment_queue.enqueue(session, moment, zone=self.zone, size=self.batch_size, after=after)
@@ -172,7 +173,12 @@ class Collector:
 
         return run_in_transaction(self.engine, claim)
 
-    def _batch(self, jobs: list[Job]) -> Batch:
+    def settler(self) -> Settler:
+        """Return what writes what came of batches."""
+        return Settler(self.engine, self.clock, by_platform=self.by_platform)
+
+    def batch(self, jobs: list[Job]) -> Batch:
+        """Return claimed jobs as a batch that can be charged."""
         return Batch(jobs, engine=self.engine, clock=self.clock, lease=self.lease)
 
     def _oldest_age_s(self) -> float | None:
