@@ -73,6 +73,7 @@ class FakeCompanyPackage(NamedTuple):
     price_minor: int
     currency: str
     full_days: int
+    taken_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Ledger:
         2. Of one that is ``unpaid``, some period was declined three times instead, and was the last; where
            none can have been, it was paid after all.
         """
+        taken_at = _midnight(start_date, self.zone)
         ended: list[BillingPeriod] = []
         period = open_period(start_date, billing_day=billing_day, period=package.period)
         while period.end_date <= self.today:
@@ -105,10 +107,10 @@ class Ledger:
         for each in ended:
             if each is lost:
                 payments += self._attempts(company_id, package, each, [False] * MAXIMUM_ATTEMPTS)
-                return _standing(package, Status.PASSIVE, each), payments
+                return _standing(package, Status.PASSIVE, each, taken_at=taken_at), payments
             declines = min(self.random.choices((0, 1, 2), DECLINES_WEIGHTS)[0], self._room(each) - 1)
             payments += self._attempts(company_id, package, each, [False] * declines + [True])
-        return _standing(package, Status.ACTIVE, period), payments
+        return _standing(package, Status.ACTIVE, period, taken_at=taken_at), payments
 
     def _one_to_lose(self, package: OfferedPackage, ended: Sequence[BillingPeriod]) -> BillingPeriod | None:
         possible = [p for p in ended if self._room(p) >= MAXIMUM_ATTEMPTS and _amount_minor(package, p) > 0]
@@ -165,7 +167,9 @@ def _midnight(day: date, zone: ZoneInfo) -> datetime:
     return local_midnight(day, zone)
 
 
-def _standing(package: OfferedPackage, status: Status, period: BillingPeriod) -> FakeCompanyPackage:
+def _standing(
+    package: OfferedPackage, status: Status, period: BillingPeriod, *, taken_at: datetime
+) -> FakeCompanyPackage:
     return FakeCompanyPackage(
         package_id=package.id,
         status=status,
@@ -174,6 +178,7 @@ def _standing(package: OfferedPackage, status: Status, period: BillingPeriod) ->
         price_minor=package.price_minor,
         currency=package.currency,
         full_days=period.full_days,
+        taken_at=taken_at,
     )
 
 

@@ -1,7 +1,7 @@
 """The tables, with what the database itself refuses (DESIGN.md, "Tables").
 
 Everything of a company is found by its id: ``company_id`` leads every key but those of
-``companies``, ``packages`` and ``logins``, and the foreign keys are composite.
+``companies``, ``packages``, ``logins`` and of what belongs to no company, and the foreign keys are composite.
 """
 
 from datetime import UTC, date, datetime
@@ -213,6 +213,8 @@ class CompanyPackage(Base):
     price_minor: Mapped[int]
     currency: Mapped[str]
     full_days: Mapped[int] = mapped_column(SmallInteger)
+    taken_at: Mapped[datetime | None]
+    """Business time; null in rows from before it was kept."""
 
 
 def _of_company_package(**options: Any) -> ForeignKeyConstraint:
@@ -524,6 +526,107 @@ class CallbackSecret(Base):
     encrypted: Mapped[str]
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
+
+
+class CompanySession(Base):
+    """What a company's tokens belong to, from a login on: while the row stands they are good. Real time.
+
+    ``generation`` counts refreshes: the refresh token of an earlier one was used already. A session that ends
+    is deleted.
+    """
+
+    __tablename__ = "company_sessions"
+
+    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    generation: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Role(StrEnum):
+    """What an operator may do; each role may all that the ones before it may."""
+
+    READ = "read"
+    SUPPORT = "support"
+    ADMIN = "admin"
+
+
+class Operator(Base):
+    """Someone of the platform's, or a program of theirs. A disabled one's tokens are good for nothing."""
+
+    __tablename__ = "operators"
+    __table_args__ = (one_of("role", *Role),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+
+class OperatorToken(Base):
+    """A token that an operator was given, by its id; the token itself is not kept. Real time."""
+
+    __tablename__ = "operator_tokens"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    operator_id: Mapped[int] = mapped_column(ForeignKey("operators.id"), index=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """A request that came with an ``Idempotency-Key``, and once it is done, what was answered. Real time.
+
+    ``company_id`` is 0 where no company called. ``digest`` stands for the caller and the key, ``fingerprint``
+    for what was asked: HMACs, so that nothing of a request is kept. Until ``leased_until`` the request is the
+    process's whose ``claim`` it is. ``answer`` is written with the effect, in one transaction.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = {  # noqa: RUF012
+        # Each row is written, answered once, and deleted a day later.
+        "postgresql_with": {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.05}
+    }
+
+    company_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+    claim: Mapped[UUID]
+    leased_until: Mapped[datetime]
+    answer: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class ReportEntry(Base):
+    """A part of a figure in the reports: so many, of so much money, at that quarter of an hour or day.
+
+    Written with what it counts, in the same transaction: by triggers where rows are added to
+    ``company_payments``, ``companies`` and ``company_packages``. A figure is the sum of its entries, which
+    the worker adds up now and then. ``at`` is business time.
+    """
+
+    __tablename__ = "report_entries"
+    __table_args__ = (one_of("figure", "charged", "declined", "outage", "registered", "taken"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    figure: Mapped[str]
+    currency: Mapped[str]
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    number: Mapped[int]
+    amount_minor: Mapped[int]
+
+
+class DailyReport(Base):
+    """A business day whose report was made and sent: once, whoever comes to it."""
+
+    __tablename__ = "daily_reports"
+
+    day: Mapped[date] = mapped_column(primary_key=True, autoincrement=False)
+    made_at: Mapped[datetime]
 
 
 class Counter(Base):

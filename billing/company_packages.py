@@ -79,6 +79,7 @@ def assign(
         price_minor=package.price_minor,
         currency=package.currency,
         full_days=period.full_days,
+        taken_at=now,
     )
     session.add(company_package)
     try:
