@@ -90,20 +90,20 @@ def _measure(url: str, step: Step, *, busy: bool) -> dict[str, Measured]:
     with database(url, "vade_bench", template=TEMPLATE) as fresh:
         fill(fresh, companies=COMPANIES, due=COMPANIES)
         _give_login(fresh)
-        calls = _calls(api.token(fresh, 5000))
+        called = calls(api.token(fresh, 5000))
         with api.serving(fresh) as port, children(int(busy), "bench.busy", fresh) as workers:
             for worker in workers:
                 worker.go()
-            measured: dict[str, Measured] = {name: Measured() for name in calls}
-            for arguments in calls.values():
-                _fire(port, arguments, seconds=1)
+            measured: dict[str, Measured] = {name: Measured() for name in called}
+            for arguments in called.values():
+                fire(port, arguments, seconds=1)
             for round_ in range(ROUNDS):
-                for name, arguments in calls.items():
+                for name, arguments in called.items():
                     step(f"API, round {round_ + 1}: {name}" + (", a worker beside" if busy else ""))
                     before, began_s = count(fresh, _ATTEMPTS), time.perf_counter()
-                    _add(
+                    add(
                         measured[name],
-                        _fire(port, arguments, seconds=LOGIN_SECONDS if name == LOGIN else SECONDS),
+                        fire(port, arguments, seconds=LOGIN_SECONDS if name == LOGIN else SECONDS),
                     )
                     collected = count(fresh, _ATTEMPTS) - before
                     measured[name].collected.append(collected / (time.perf_counter() - began_s))
@@ -112,7 +112,8 @@ def _measure(url: str, step: Step, *, busy: bool) -> dict[str, Measured]:
             return measured
 
 
-def _calls(token: str) -> Calls:
+def calls(token: str) -> Calls:
+    """Return what is called, as the company whose token it is."""
     authorized = ["-H", f"Authorization=Bearer {token}"]
     body = json.dumps({"email": EMAIL, "password": PASSWORD})
     return {
@@ -122,7 +123,7 @@ def _calls(token: str) -> Calls:
     }
 
 
-def _fire(port: int, arguments: list[str], *, seconds: int) -> dict[str, Any]:
+def fire(port: int, arguments: list[str], *, seconds: int) -> dict[str, Any]:
     """Return what autocannon found."""
     path, *others = arguments
     done = subprocess.run(
@@ -141,7 +142,8 @@ def _fire(port: int, arguments: list[str], *, seconds: int) -> dict[str, Any]:
     return found
 
 
-def _add(measured: Measured, found: dict[str, Any]) -> None:
+def add(measured: Measured, found: dict[str, Any]) -> None:
+    """Add what autocannon found in a round."""
     measured.rates.append(found["requests"]["total"] / found["duration"])
     measured.p50_ms.append(found["latency"]["p50"])
     measured.p99_ms.append(found["latency"]["p99"])
