@@ -537,7 +537,7 @@ class CompanySession(Base):
 
     __tablename__ = "company_sessions"
 
-    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"), primary_key=True)
+    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id", ondelete="CASCADE"), primary_key=True)
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     generation: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     created_at: Mapped[datetime]

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import embedded
-from billing import callback_history, heartbeats, tracing
+from billing import callback_history, heartbeats, sessions, tracing
 from billing.addresses import refusal
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
@@ -178,9 +178,13 @@ class Worker:
         self._write(beat, failing="no heartbeat")
 
     def sweep(self) -> None:
-        """Forget the rate limits' windows that are over."""
+        """Forget what is over: the rate limits' windows, and sessions."""
         expired = text("DELETE FROM rate_limits WHERE expires_at < now()")
         self._write(lambda session: session.execute(expired), failing="no sweep")
+        self._write(
+            lambda session: sessions.sweep(session, now=Clock().read(session).real),
+            failing="old sessions are not removed",
+        )
 
     def prune(self) -> None:
         """Remove callbacks that are old, a few at a time."""

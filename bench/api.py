@@ -12,8 +12,11 @@ from flask import Flask
 from sqlalchemy import text
 
 from bench.world import make_app
+from billing import sessions
+from billing.clock import Clock
 from models import db
-from web.access import Access, company_tokens, open_to
+from web.access import Access, open_to, session_tokens
+from web.context import transaction
 
 
 def create_bench_app() -> Flask:
@@ -29,10 +32,11 @@ def create_bench_app() -> Flask:
 
 
 def token(url: str, company_id: int) -> str:
-    """Return an access token of a company."""
+    """Return an access token of a company, of a session begun for it."""
     app = make_app(url)
-    with app.test_request_context():
-        return company_tokens(company_id)["token"]
+    with app.test_request_context(), transaction() as session:
+        session_id = sessions.begin(session, company_id, now=Clock().read(session).real)
+        return session_tokens(company_id, session_id, 0)["token"]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -84,8 +84,8 @@ def register(
     return company
 
 
-def check_login(session: Session, *, email: str, password: str) -> int:
-    """Return the id of the company whose login this is. Ends the session's transaction.
+def check_login(session: Session, *, email: str, password: str) -> Login:
+    """Return the login of an e-mail and its password. Ends the session's transaction.
 
     An unknown e-mail takes as long as a wrong password.
 
@@ -98,15 +98,20 @@ def check_login(session: Session, *, email: str, password: str) -> int:
     known = check_password_hash(login.password_hash if login else NOBODYS_HASH, password)
     if login is None or not known:
         raise CredentialsError
-    return login.company_id
+    return login
 
 
-def log_in(session: Session, company_id: int, *, now: datetime, outbox: Outbox) -> Company:
+def log_in(session: Session, login: Login, *, now: datetime, outbox: Outbox) -> Company:
     """Return the company after a login: the first one activates it, unless it is passive for non-payment.
 
     Raises:
-        CredentialsError: when the company is gone.
+        CredentialsError: when the company is gone, or its password was changed since it was checked.
     """
+    # A change of the password ends sessions: it waits for this one to begin, or this one never does.
+    stands = select(Login.email).where(Login.email == login.email, Login.password_hash == login.password_hash)
+    if session.scalar(stands.with_for_update(read=True)) is None:
+        raise CredentialsError
+    company_id = login.company_id
     activated = session.execute(
         update(Company)
         .where(Company.id == company_id, Company.status == Status.PASSIVE, Company.passivated_at.is_(None))
@@ -121,6 +126,29 @@ def log_in(session: Session, company_id: int, *, now: datetime, outbox: Outbox) 
         previous = {"company": {"status": int(Status.PASSIVE)}}
         outbox.write(session, "company.activated", company, now=now, previous=previous)
     return company
+
+
+def change_password(session: Session, company_id: int, *, current: str, new: str) -> None:
+    """Give a company's login another password. Ends the session's transaction, then begins one.
+
+    Raises:
+        CredentialsError: when the current password is wrong, or was changed meanwhile.
+    """
+    login = session.get(Login, email_key(find(session, company_id).email))
+    session.commit()
+    if login is None or not check_password_hash(login.password_hash, current):
+        raise CredentialsError
+    password_hash = generate_password_hash(new, HASH_METHOD)
+    # Of two changes at once one wins: the other's current password is current no more.
+    changed = session.execute(
+        update(Login)
+        .where(Login.email == login.email, Login.password_hash == login.password_hash)
+        .values(password_hash=password_hash)
+        .returning(Login.email)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if changed is None:
+        raise CredentialsError
 
 
 def find(session: Session, company_id: int) -> Company:

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, select, true
+from sqlalchemy import bindparam, exists, select, true
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,7 @@ from billing.companies import is_unique_violation
 from billing.documents import Document, company_document, company_package_document
 from billing.errors import CompanyPassiveError, InvalidFieldError, PackageOpenError
 from billing.periods import PackagePeriod, business_date, open_period
-from models import Company, CompanyPackage, Package, Status
+from models import Company, CompanyPackage, CompanySession, Package, Status
 
 
 class CompanyRow(NamedTuple):
@@ -98,7 +98,9 @@ def assign(
     return company_package, package
 
 
-_companies, _company_packages, _packages = (table.__table__ for table in (Company, CompanyPackage, Package))
+_companies, _company_packages, _packages, _sessions = (
+    table.__table__ for table in (Company, CompanyPackage, Package, CompanySession)
+)
 _latest = (
     select(_company_packages)
     .where(_company_packages.c.company_id == _companies.c.id)
@@ -116,16 +118,22 @@ _CURRENT = (
     .select_from(
         _companies.outerjoin(_latest, true()).outerjoin(_packages, _packages.c.id == _latest.c.package_id)
     )
-    .where(_companies.c.id == bindparam("company_id"))
+    .where(
+        _companies.c.id == bindparam("company_id"),
+        exists().where(
+            _sessions.c.company_id == bindparam("company_id"), _sessions.c.id == bindparam("session_id")
+        ),
+    )
 )
 
 
-def find_current(session: Session, company_id: int) -> Document | None:
-    """Return the documents of a company and of what it has, in one query; None where it is gone.
+def find_current(session: Session, company_id: int, *, session_id: int) -> Document | None:
+    """Return the documents of a company and of what it has, in one query; None where its session ended.
 
     What it has is its open company package, else the latest, else None.
     """
-    row = session.connection().execute(_CURRENT, {"company_id": company_id}).one_or_none()
+    values = {"company_id": company_id, "session_id": session_id}
+    row = session.connection().execute(_CURRENT, values).one_or_none()
     if row is None:
         return None
     first, second = len(CompanyRow._fields), len(CompanyRow._fields) + len(CompanyPackageRow._fields)

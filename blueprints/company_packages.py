@@ -7,7 +7,7 @@ from flask_openapi3 import APIBlueprint
 from billing import company_packages
 from billing.documents import company_package_document
 from billing.errors import ForbiddenError, TokenError
-from web.access import Access, caller, company_id, open_to
+from web.access import Access, caller, company_id, open_to, session_id
 from web.context import transaction, vade
 from web.openapi import problems, tag
 from web.schemas import BodyModel, CompanyPackageAnswer, CurrentAnswer, Id
@@ -52,11 +52,11 @@ def assign(body: Assignment) -> tuple[dict[str, Any], int]:
 
 
 @blueprint.get("/current", summary="Get what my company has", responses={200: CurrentAnswer})
-@open_to(Access.COMPANY, finds_company=True)
+@open_to(Access.COMPANY, finds_session=True)
 def get_current() -> dict[str, Any]:
     """Return the company and its open company package, else its latest, else null."""
     with transaction() as session:
-        current = company_packages.find_current(session, company_id())
+        current = company_packages.find_current(session, company_id(), session_id=session_id())
     if current is None:
         raise TokenError
     return current

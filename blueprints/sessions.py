@@ -1,23 +1,24 @@
-"""Register, log in, refresh a token."""
+"""Sessions: register, log in, refresh a token, log out, change the password."""
 
 from typing import Any
 
 from flask_openapi3 import APIBlueprint
+from pydantic import Field
 
-from billing import companies
+from billing import companies, sessions
 from billing.companies import Registration
-from models import Company
+from billing.errors import TokenError
 from web import limits
-from web.access import Access, company_id, company_tokens, open_to
+from web.access import Access, company_id, generation, open_to, session_id, session_tokens
 from web.context import transaction, vade
-from web.openapi import problems, tag
+from web.openapi import Responses, problems, tag
 from web.schemas import BodyModel, Email, GivenPassword, NewPassword, SessionAnswer, Text, Url
 
 blueprint = APIBlueprint(
     "sessions",
     __name__,
     url_prefix="/api/v1",
-    abp_tags=[tag("Sessions", "Register, log in, refresh a token.")],
+    abp_tags=[tag("Sessions", "Register, log in, refresh a token, log out, change the password.")],
 )
 
 
@@ -39,6 +40,22 @@ class LoginBody(BodyModel):
     password: GivenPassword
 
 
+class LogoutBody(BodyModel):
+    """Which sessions end."""
+
+    all: bool = Field(False, description="Whether every session of the company ends, not only this one.")
+
+
+class PasswordBody(BodyModel):
+    """The password that stands, and the one that takes its place."""
+
+    current_password: GivenPassword
+    new_password: NewPassword
+
+
+NO_CONTENT: Responses = {204: None}
+
+
 @blueprint.post(
     "/register",
     summary="Register",
@@ -53,10 +70,13 @@ def register(body: RegisterBody) -> tuple[dict[str, Any], int]:
     limits.count_registration()
     registration = Registration(**body.model_dump())
     with transaction() as session:
-        now = vade().clock.read(session).business
+        moment = vade().clock.read(session)
         session.commit()
-        company = companies.register(session, registration, now=now, zone=vade().zone, outbox=vade().outbox)
-    return _session(company), 201
+        company = companies.register(
+            session, registration, now=moment.business, zone=vade().zone, outbox=vade().outbox
+        )
+        session_id = sessions.begin(session, company.id, now=moment.real)
+    return _answer(company.id, session_id, status=company.status), 201
 
 
 @blueprint.post(
@@ -69,20 +89,60 @@ def log_in(body: LoginBody) -> dict[str, Any]:
     """Return tokens for an e-mail and its password; the first login activates the company."""
     limits.count_login(body.email)
     with transaction() as session:
-        id_ = companies.check_login(session, email=body.email, password=body.password)
-        now = vade().clock.read(session).business
-        company = companies.log_in(session, id_, now=now, outbox=vade().outbox)
-    return _session(company)
+        login = companies.check_login(session, email=body.email, password=body.password)
+        moment = vade().clock.read(session)
+        company = companies.log_in(session, login, now=moment.business, outbox=vade().outbox)
+        session_id = sessions.begin(session, company.id, now=moment.real)
+    return _answer(company.id, session_id, status=company.status)
 
 
 @blueprint.post("/token/refresh", summary="Refresh a token", responses={200: SessionAnswer})
-@open_to(Access.REFRESH)
+@open_to(Access.REFRESH, finds_session=True)
 def refresh() -> dict[str, Any]:
-    """Return fresh tokens for a refresh token, sent as Bearer."""
+    """Return fresh tokens for a refresh token, sent as Bearer, which is used up by that.
+
+    One that comes a second time ends its session, with all tokens of it.
+    """
     with transaction() as session:
-        company = companies.find(session, company_id())
-    return _session(company)
+        now = vade().clock.read(session).real
+        refreshed = sessions.refresh(session, company_id(), session_id(), generation=generation(), now=now)
+    if refreshed is None:
+        raise TokenError
+    return _answer(company_id(), session_id(), refreshed.generation, status=refreshed.status)
 
 
-def _session(company: Company) -> dict[str, Any]:
-    return {"status": company.status, **company_tokens(company.id), "company_id": company.id}
+@blueprint.post("/logout", summary="Log out", responses=NO_CONTENT)
+@open_to(Access.COMPANY, finds_session=True)
+def log_out(body: LogoutBody) -> tuple[str, int]:
+    """End the session of the token, or with `all` every session of the company.
+
+    Once it has ended, this is answered in the same way and changes nothing (RFC 7009 §2.2).
+    """
+    with transaction() as session:
+        if sessions.end(session, company_id(), session_id()) and body.all:
+            sessions.end_all(session, company_id())
+    return "", 204
+
+
+@blueprint.post(
+    "/password",
+    summary="Change the password",
+    responses={**NO_CONTENT, **problems(s401="Wrong password, or invalid token", s429="Too many logins")},
+)
+@open_to(Access.COMPANY)
+def change_password(body: PasswordBody) -> tuple[str, int]:
+    """Change the password, and end every session but this one.
+
+    It counts as a login: the limit is the same.
+    """
+    with transaction() as session:
+        email = companies.find(session, company_id()).email
+    limits.count_login(email)
+    with transaction() as session:
+        companies.change_password(session, company_id(), current=body.current_password, new=body.new_password)
+        sessions.end_others(session, company_id(), session_id())
+    return "", 204
+
+
+def _answer(company_id: int, session_id: int, generation: int = 0, *, status: int) -> dict[str, Any]:
+    return {"status": status, **session_tokens(company_id, session_id, generation), "company_id": company_id}

@@ -874,7 +874,7 @@ ALTER TABLE ONLY public.company_payments
 --
 
 ALTER TABLE ONLY public.company_sessions
-    ADD CONSTRAINT company_sessions_company_id_fkey FOREIGN KEY (company_id) REFERENCES public.companies(id);
+    ADD CONSTRAINT company_sessions_company_id_fkey FOREIGN KEY (company_id) REFERENCES public.companies(id) ON DELETE CASCADE;
 
 --
 -- Name: operator_tokens operator_tokens_operator_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -

@@ -38,6 +38,8 @@ COMPANIES = {
     ("GET", "/api/v1/companies/me"),
     ("PATCH", "/api/v1/companies/me"),
     ("GET", "/api/v1/company-packages/current"),
+    ("POST", "/api/v1/logout"),
+    ("POST", "/api/v1/password"),
 }
 BOTH = {
     ("POST", "/api/v1/company-packages"),

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
 from flask_jwt_extended import decode_token
 from sqlalchemy import delete, text
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -27,7 +28,7 @@ def with_password(world: World, **fields: Any) -> Company:
     return company
 
 
-def log_in(client: DescribedClient, company: Company, password: str = PASSWORD) -> Any:
+def log_in(client: FlaskClient, company: Company, password: str = PASSWORD) -> Any:
     return client.post("/api/v1/login", json={"email": company.email, "password": password})
 
 

@@ -46,6 +46,8 @@ SELECT 'https://store-' || n || '.example', 'Ayşe', 'Yılmaz', 'Mağaza ' || n,
     CASE WHEN n <= 10000 THEN 'https://store-' || n || '.example/callbacks' END
 FROM generate_series(1, 20000) AS n;
 INSERT INTO logins SELECT email, id, 'x' FROM companies;
+INSERT INTO company_sessions (company_id, created_at, expires_at)
+SELECT id, now(), timestamptz '2026-05-01' + make_interval(mins => id::int) FROM companies ORDER BY id;
 INSERT INTO company_packages (company_id, package_id, start_date, end_date, price_minor, currency, full_days)
 SELECT id, 1 + id % 20, date '2026-04-10' + CASE WHEN id % 5 = 0 THEN 0 ELSE 30 END,
     date '2026-05-10' + CASE WHEN id % 5 = 0 THEN 0 ELSE 31 END, 31000, 'TRY', 31 FROM companies;
@@ -133,7 +135,7 @@ EXPECTED = {
     "put_back": by("callbacks_pkey", "callback_endpoints_pkey"),
     "remove_old": by("callbacks_newest_idx", "callbacks_pkey"),
     # What one company has had.
-    "current": by("companies_pkey", "company_packages_pkey", sorts=None),
+    "current": by("companies_pkey", "company_packages_pkey", "company_sessions_pkey", sorts=None),
     "login": by("logins_pkey"),
     "payments of all": by("company_payments_newest_idx"),
     "payments of all, next page": by("company_payments_newest_idx"),
@@ -310,7 +312,7 @@ class Looks:
 
     def current(self, session: Session) -> None:
         with self.recorded():
-            assert company_packages.find_current(session, 777)
+            assert company_packages.find_current(session, 777, session_id=777)
 
     def login(self, session: Session) -> None:
         with self.recorded():

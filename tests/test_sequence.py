@@ -26,7 +26,7 @@ from billing.clock import Clock
 from billing.gateways import ChargeRequest, ChargeResult
 from billing.payment_queue import Answer, Outcome
 from cli import make_deliverer
-from models import MAXIMUM_PRICE_MINOR, Company, db
+from models import MAXIMUM_PRICE_MINOR, Company, Login, db
 from tests.api import DescribedClient, assert_problem, registration
 from tests.receivers import receiver
 from tests.world import PASSWORD, LedgerGateway, World, instant, wait_until_it_waits
@@ -411,7 +411,8 @@ def test_a_third_decline_that_waited_for_the_first_login_tells_that_the_company_
     write = settle(committed, Outcome.DECLINED, THIRD)
 
     with Session(db.engine) as logging_in, ThreadPoolExecutor(1) as pool:
-        companies.log_in(logging_in, company.id, now=THIRD, outbox=committed.vade.outbox)
+        login = logging_in.get_one(Login, company.email.lower())
+        companies.log_in(logging_in, login, now=THIRD, outbox=committed.vade.outbox)
         settling = pool.submit(write)
         wait_until_it_waits(committed, settling)
         logging_in.commit()

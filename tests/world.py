@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
-from billing import callback_endpoints, company_packages
+from billing import callback_endpoints, company_packages, sessions
 from billing.charging import ChargePool
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
@@ -27,12 +27,13 @@ from models import (
     Company,
     CompanyPackage,
     CompanyPayment,
+    CompanySession,
     Login,
     Package,
     PaymentJob,
     db,
 )
-from web.access import company_tokens, operator_token
+from web.access import operator_token, session_tokens
 from web.context import Vade
 
 CALLBACK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -137,6 +138,7 @@ class World:
         )
         if secret is not None:
             self.listen(company, company.callback_url, secret=secret)
+        self.begin_session(company)
         self.session.commit()
         return company
 
@@ -245,13 +247,32 @@ class World:
 
     def token(self, company: Company) -> dict[str, str]:
         """The header with which a company calls."""
+        return bearer(self.tokens(company)["token"])
+
+    def tokens(self, company: Company) -> dict[str, str]:
+        """Both tokens of a company's first session, which is begun where there is none."""
+        first = (
+            select(CompanySession).where(CompanySession.company_id == company.id).order_by(CompanySession.id)
+        )
+        found = self.session.scalars(first.limit(1).execution_options(populate_existing=True)).one_or_none()
+        id_, generation = (found.id, found.generation) if found else (self.begin_session(company), 0)
+        self.session.commit()
         with self.app.test_request_context():
-            return {"Authorization": f"Bearer {company_tokens(company.id)['token']}"}
+            return session_tokens(company.id, id_, generation)
+
+    def begin_session(self, company: Company) -> int:
+        """Begin a session, as a login does; return its id."""
+        return sessions.begin(self.session, company.id, now=self.vade.clock.read(self.session).real)
 
     def operator(self) -> dict[str, str]:
         """The header with which an operator calls."""
         with self.app.test_request_context():
             return {"Authorization": f"Bearer {operator_token(timedelta(hours=1))}"}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that carries a token."""
+    return {"Authorization": f"Bearer {token}"}
 
 
 def wait_until_it_waits(world: World, future: "Future[Any]") -> None:

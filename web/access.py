@@ -18,14 +18,13 @@ from flask_jwt_extended import (
 )
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt import PyJWTError
-from sqlalchemy import select
 
+from billing import sessions
 from billing.errors import ForbiddenError, TokenError
-from models import BIGINT_MAX, Company, db
+from models import BIGINT_MAX, db
 from web.bodies import check_body
 
 ACCESS_LIFETIME = timedelta(hours=1)
-REFRESH_LIFETIME = timedelta(days=30)
 OPERATOR = "operator"
 
 _ID = re.compile("[1-9][0-9]{0,18}")
@@ -45,9 +44,14 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose token came with the request; ``company_id`` is None for an operator."""
+    """Whose token came with the request; ``company_id`` and ``session_id`` are None for an operator.
+
+    ``generation`` is a refresh token's: how often its session had been refreshed when it was made.
+    """
 
     company_id: int | None
+    session_id: int | None = None
+    generation: int | None = None
 
     @property
     def is_operator(self) -> bool:
@@ -55,16 +59,16 @@ class Caller:
         return self.company_id is None
 
 
-def open_to(who: Access, *, finds_company: bool = False) -> Callable[[View], View]:
+def open_to(who: Access, *, finds_session: bool = False) -> Callable[[View], View]:
     """Open a view to ``who``.
 
-    A company's token stops working when the company is gone, which costs a query; a view that finds the
-    company itself says ``finds_company`` and raises `TokenError` where it is not there.
+    A company's token stops working when its session has ended, which costs a query; a view that looks for
+    the session itself says ``finds_session`` and raises `TokenError` where it is not there.
     """
 
     def mark(view: View) -> View:
         view.open_to = who  # type: ignore[attr-defined]
-        view.finds_company = finds_company  # type: ignore[attr-defined]
+        view.finds_session = finds_session  # type: ignore[attr-defined]
         return view
 
     return mark
@@ -90,9 +94,23 @@ def company_id() -> int:
     return cast(int, caller().company_id)
 
 
-def company_tokens(id_: int) -> dict[str, str]:
-    """Return a fresh access token and refresh token for a company."""
-    return {"token": create_access_token(str(id_)), "refresh_token": create_refresh_token(str(id_))}
+def session_id() -> int:
+    """Return the id of the session whose token it is; the company's, as `company_id` is."""
+    return cast(int, caller().session_id)
+
+
+def generation() -> int:
+    """Return the generation of the refresh token that came."""
+    return cast(int, caller().generation)
+
+
+def session_tokens(company_id: int, session_id: int, generation: int) -> dict[str, str]:
+    """Return a fresh access token and refresh token of a session; nothing is written."""
+    subject, claims = str(company_id), {"sid": str(session_id)}
+    return {
+        "token": create_access_token(subject, additional_claims=claims),
+        "refresh_token": create_refresh_token(subject, additional_claims=claims | {"generation": generation}),
+    }
 
 
 def operator_token(lifetime: timedelta) -> str:
@@ -104,7 +122,7 @@ def operator_token(lifetime: timedelta) -> str:
 def guard(app: Flask) -> None:
     """Check token, rights and media type before any view runs."""
     app.config["JWT_ACCESS_TOKEN_EXPIRES"] = ACCESS_LIFETIME
-    app.config["JWT_REFRESH_TOKEN_EXPIRES"] = REFRESH_LIFETIME
+    app.config["JWT_REFRESH_TOKEN_EXPIRES"] = sessions.LIFETIME
     app.config["JWT_TOKEN_LOCATION"] = ["headers"]
     # Tokens travel in a header, never in a cookie: nothing forges a request with them.
     app.config["JWT_COOKIE_CSRF_PROTECT"] = False
@@ -121,12 +139,12 @@ def guard(app: Flask) -> None:
         if who is None:
             raise ForbiddenError
         if who is not Access.PUBLIC:
-            g.caller = _authenticate(who, finds_company=view.finds_company)
+            g.caller = _authenticate(who, finds_session=view.finds_session)
         if readers.get(request.endpoint):
             check_body()
 
 
-def _authenticate(who: Access, *, finds_company: bool) -> Caller:
+def _authenticate(who: Access, *, finds_session: bool) -> Caller:
     try:
         verify_jwt_in_request(refresh=who is Access.REFRESH)
         claims = get_jwt()
@@ -137,16 +155,30 @@ def _authenticate(who: Access, *, finds_company: bool) -> Caller:
         if who not in {Access.OPERATOR, Access.COMPANY_OR_OPERATOR}:
             raise ForbiddenError
         return Caller(None)
-    id_ = _company_id(claims.get("sub"))
-    if not finds_company and not db.session.scalar(select(Company.id).where(Company.id == id_)):
+    company = Caller(_id(claims, "sub"), _id(claims, "sid"), _generation(claims, who))
+    if not finds_session and not _stands(company):
         raise TokenError
     if who is Access.OPERATOR:
         raise ForbiddenError
-    return Caller(id_)
+    return company
 
 
-def _company_id(subject: object) -> int:
-    # Exactly as `company_tokens` writes it: no sign, no zero in front, no digits of other scripts.
-    if isinstance(subject, str) and _ID.fullmatch(subject) and int(subject) <= BIGINT_MAX:
-        return int(subject)
+def _stands(company: Caller) -> bool:
+    """Return whether the session of a token stands."""
+    id_, session_id = cast(int, company.company_id), cast(int, company.session_id)
+    return sessions.find_generation(db.session(), id_, session_id) is not None
+
+
+def _id(claims: dict[str, Any], name: str) -> int:
+    # Exactly as `session_tokens` writes it: no sign, no zero in front, no digits of other scripts.
+    value = claims.get(name)
+    if isinstance(value, str) and _ID.fullmatch(value) and int(value) <= BIGINT_MAX:
+        return int(value)
     raise TokenError
+
+
+def _generation(claims: dict[str, Any], who: Access) -> int | None:
+    value = claims.get("generation")
+    if who is Access.REFRESH and type(value) is not int:
+        raise TokenError
+    return value

@@ -75,7 +75,10 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
-            ["company_id"], ["companies.id"], name=op.f("company_sessions_company_id_fkey")
+            ["company_id"],
+            ["companies.id"],
+            name=op.f("company_sessions_company_id_fkey"),
+            ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("company_id", "id", name=op.f("company_sessions_pkey")),
     )
