@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
@@ -21,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import embedded
-from billing import callback_history, heartbeats, sessions, tracing
+from billing import callback_history, heartbeats, idempotency, sessions, tracing
 from billing.addresses import refusal
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
@@ -178,13 +179,11 @@ class Worker:
         self._write(beat, failing="no heartbeat")
 
     def sweep(self) -> None:
-        """Forget what is over: the rate limits' windows, and sessions."""
+        """Forget what is over: the rate limits' windows, sessions, and answers that were kept for a day."""
         expired = text("DELETE FROM rate_limits WHERE expires_at < now()")
         self._write(lambda session: session.execute(expired), failing="no sweep")
-        self._write(
-            lambda session: sessions.sweep(session, now=Clock().read(session).real),
-            failing="old sessions are not removed",
-        )
+        for sweep in (sessions.sweep, idempotency.sweep):
+            self._write(partial(_sweep_at_present, sweep), failing="no sweep")
 
     def prune(self) -> None:
         """Remove callbacks that are old, a few at a time."""
@@ -269,6 +268,10 @@ class _Told:
         if any(figures.values()):
             logger.info("callbacks", extra=figures | {"seconds": now_s - self._told_s})
         self._told, self._told_s = replace(result), now_s
+
+
+def _sweep_at_present(sweep: Callable[..., int], session: Session) -> None:
+    sweep(session, now=Clock().read(session).real)
 
 
 def _log_in_one_line(what: str, error: Exception) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from billing.errors import EndpointMissingError, TooManySecretsError
+from billing.errors import EndpointMissingError, SecretGoneError, TooManySecretsError
 from billing.keyring import Keyring
 from models import PLATFORM_ID, CallbackEndpoint, CallbackSecret
 
@@ -99,6 +99,24 @@ def rotate_secret(
         session.execute(delete(CallbackSecret).where(CallbackSecret.company_id == company_id, expired))
     _add_secret(session, company_id, secret, keyring, now=now)
     return secret, expires_at
+
+
+def present_secret_id(session: Session, company_id: int) -> int:
+    """Return the id of an endpoint's present secret."""
+    present = CallbackSecret.company_id == company_id, CallbackSecret.expires_at.is_(None)
+    return session.scalars(select(CallbackSecret.id).where(*present)).one()
+
+
+def read_secret(session: Session, company_id: int, id_: int, keyring: Keyring) -> str:
+    """Return a secret by its id.
+
+    Raises:
+        SecretGoneError: when it is not kept any more.
+    """
+    secret = session.get(CallbackSecret, (company_id, id_))
+    if secret is None:
+        raise SecretGoneError
+    return keyring.decrypt(secret.encrypted)
 
 
 def read_secrets(session: Session, company_ids: Sequence[int], *, now: datetime) -> dict[int, list[str]]:

@@ -115,6 +115,42 @@ class JobSettledError(VadeError):
     title = "Job settled"
 
 
+class KeyInvalidError(VadeError):
+    """The Idempotency-Key must be 1 to 255 visible characters of ASCII, in quotation marks or bare."""
+
+    status = 400
+    slug = "idempotency-key-invalid"
+    title = "Idempotency key invalid"
+
+
+class KeyReusedError(InvalidFieldError):
+    """The Idempotency-Key was used for another request: this one was not done."""
+
+    slug = "idempotency-key-reused"
+    title = "Idempotency key reused"
+
+    def __init__(self) -> None:
+        super().__init__("#", "This is not the request that the key was first used for.")
+        self.detail = (type(self).__doc__ or "").strip()
+
+
+class KeyBusyError(VadeError):
+    """A request with this Idempotency-Key is under way: try again in a moment."""
+
+    status = 409
+    slug = "idempotency-key-busy"
+    title = "Idempotency key busy"
+    retry_after_s: ClassVar[int] = 1
+
+
+class SecretGoneError(VadeError):
+    """The secret that was answered first is gone: it was rotated away since."""
+
+    status = 409
+    slug = "secret-gone"
+    title = "Secret gone"
+
+
 class RateLimitError(VadeError):
     """Too many requests: try again later."""
 

@@ -13,6 +13,7 @@ from config import Instant
 from models import PLATFORM_ID
 from web.access import Access, caller, open_to
 from web.context import transaction, vade
+from web.idempotency import idempotent, keep_instead
 from web.limits import count_ping
 from web.openapi import problems, tag
 from web.schemas import (
@@ -68,12 +69,21 @@ def get_endpoint(query: EndpointQuery) -> dict[str, Any]:
         return _document(session, _endpoint_id(session, query.company_id))
 
 
+def _rotated_again(kept: dict[str, Any]) -> dict[str, Any]:
+    with transaction() as session:
+        secret = callback_endpoints.read_secret(
+            session, kept["company_id"], kept["secret_id"], vade().keyring
+        )
+    return {"callback_secret": secret, "former_secret_expires_at": kept["former_secret_expires_at"]}
+
+
 @blueprint.post(
     "/rotate-secret",
     summary="Rotate the secret",
     responses={200: RotatedAnswer, **MISSING, **problems(s409="Too many former secrets still sign")},
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
+@idempotent(_rotated_again)
 def rotate_secret(query: NoQuery) -> dict[str, Any]:  # noqa: ARG001 - none is looked at, and none taken
     """Give the caller's endpoint a new secret, which only this answer shows; an operator's is the platform's.
 
@@ -88,7 +98,10 @@ def rotate_secret(query: NoQuery) -> dict[str, Any]:  # noqa: ARG001 - none is l
             now=vade().clock.read(session).real,
             overlap=vade().secret_overlap,
         )
-    return {"callback_secret": secret, "former_secret_expires_at": instant_text(expires_at)}
+        secret_id = callback_endpoints.present_secret_id(session, id_)
+    former = {"former_secret_expires_at": instant_text(expires_at)}
+    keep_instead({"company_id": id_, "secret_id": secret_id, **former})
+    return {"callback_secret": secret, **former}
 
 
 @blueprint.post(
@@ -97,6 +110,7 @@ def rotate_secret(query: NoQuery) -> dict[str, Any]:  # noqa: ARG001 - none is l
     responses={200: PingAnswer, **MISSING, **problems(s429="Too many pings: at most 10 a minute")},
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
+@idempotent()
 def ping_endpoint(query: EndpointQuery) -> dict[str, Any]:
     """Send the endpoint a signed `ping`, and answer with what came back.
 
@@ -106,6 +120,8 @@ def ping_endpoint(query: EndpointQuery) -> dict[str, Any]:
         id_ = _endpoint_id(session, query.company_id)
         moment = vade().clock.read(session)
         endpoint = pings.addressed(session, id_, vade().keyring, now=moment.real)
+        # Nothing is held while the endpoint is waited for.
+        session.commit()
     count_ping(id_)
     reply = pings.send(endpoint, id_, vade().address_policy, moment=moment)
     with transaction() as session:
@@ -124,28 +140,29 @@ def ping_endpoint(query: EndpointQuery) -> dict[str, Any]:
     "/recover", summary="Send again what failed", responses={200: RecoveredAnswer, **MISSING, **DISABLED}
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
+@idempotent()
 def recover(query: EndpointQuery, body: RecoverBody) -> dict[str, Any]:
     """Send again every message that was given up, or held while the endpoint was disabled, since an instant.
 
     Where `more` is true there were more than one request takes: ask again.
     """
-    recovered = 0
+    recovered, more = 0, False
     for _ in range(MOST_BATCHES):
         with transaction() as session:
             id_ = _endpoint_id(session, query.company_id)
             callback_endpoints.find(session, id_)
             now = vade().clock.read(session).real
             batch = callback_history.recover(session, id_, since=body.since, now=now)
+            more = callback_history.is_any_failed(session, id_, since=body.since)
         recovered += batch
         if batch < callback_history.BATCH:
             break
-    with transaction() as session:
-        more = callback_history.is_any_failed(session, id_, since=body.since)
     return {"recovered": recovered, "more": more}
 
 
 @blueprint.post("/enable", summary="Enable the endpoint", responses={200: EndpointAnswer, **MISSING})
 @open_to(Access.OPERATOR)
+@idempotent()
 def enable_endpoint(query: EndpointQuery) -> dict[str, Any]:
     """Let an endpoint be sent messages again. What was held meanwhile is sent when it is recovered."""
     with transaction() as session:

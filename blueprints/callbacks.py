@@ -13,6 +13,7 @@ from billing.documents import callback_document
 from config import Instant
 from web.access import Access, caller, open_to
 from web.context import transaction, vade
+from web.idempotency import idempotent
 from web.openapi import problems, tag
 from web.paging import PageQuery, page, read_cursor
 from web.schemas import CallbackAnswer, CallbackList, CallbackPath, CallbackWithBody
@@ -88,6 +89,7 @@ def get_callback(path: CallbackPath) -> dict[str, Any]:
     responses={202: CallbackAnswer, **problems(s404="Not found", s409="The endpoint is disabled")},
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
+@idempotent()
 def replay_callback(path: CallbackPath) -> tuple[dict[str, Any], int]:
     """Send a message once more, whatever became of it: with the same id and body, at once.
 

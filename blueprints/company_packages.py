@@ -9,6 +9,7 @@ from billing.documents import company_package_document
 from billing.errors import ForbiddenError, TokenError
 from web.access import Access, caller, company_id, open_to, session_id
 from web.context import transaction, vade
+from web.idempotency import idempotent
 from web.openapi import problems, tag
 from web.schemas import BodyModel, CompanyPackageAnswer, CurrentAnswer, Id
 
@@ -36,6 +37,7 @@ class Assignment(BodyModel):
     },
 )
 @open_to(Access.COMPANY_OR_OPERATOR)
+@idempotent()
 def assign(body: Assignment) -> tuple[dict[str, Any], int]:
     """Open a package for a company, from today to its next billing day.
 

@@ -9,6 +9,7 @@ from billing import packages
 from billing.documents import package_document
 from web.access import Access, open_to
 from web.context import transaction
+from web.idempotency import idempotent
 from web.openapi import problems, tag
 from web.paging import PageQuery, page, read_cursor
 from web.schemas import (
@@ -70,6 +71,7 @@ def get_package(path: PackagePath) -> dict[str, Any]:
 
 @blueprint.post("", summary="Create a package", responses={201: PackageAnswer})
 @open_to(Access.OPERATOR)
+@idempotent()
 def create_package(body: NewPackage) -> tuple[dict[str, Any], int]:
     """Offer a new package."""
     with transaction() as session:

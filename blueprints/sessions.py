@@ -11,6 +11,7 @@ from billing.errors import TokenError
 from web import limits
 from web.access import Access, company_id, generation, open_to, session_id, session_tokens
 from web.context import transaction, vade
+from web.idempotency import idempotent, keep_instead
 from web.openapi import Responses, problems, tag
 from web.schemas import BodyModel, Email, GivenPassword, NewPassword, SessionAnswer, Text, Url
 
@@ -56,12 +57,32 @@ class PasswordBody(BodyModel):
 NO_CONTENT: Responses = {204: None}
 
 
+def _answer(company_id: int, session_id: int, generation: int = 0, *, status: int) -> dict[str, Any]:
+    kept = {"company_id": company_id, "session_id": session_id, "generation": generation, "status": status}
+    keep_instead(kept)
+    return _tokens(**kept)
+
+
+def _tokens(company_id: int, session_id: int, generation: int, status: int) -> dict[str, Any]:
+    return {"status": status, **session_tokens(company_id, session_id, generation), "company_id": company_id}
+
+
+def _again(kept: dict[str, Any]) -> dict[str, Any]:
+    """Return fresh tokens of the same session, unless it has ended or gone on meanwhile."""
+    with transaction() as session:
+        stands = sessions.find_generation(session, kept["company_id"], kept["session_id"])
+    if stands != kept["generation"]:
+        raise TokenError
+    return _tokens(**kept)
+
+
 @blueprint.post(
     "/register",
     summary="Register",
     responses={201: SessionAnswer, **problems(s409="E-mail taken", s429="Too many registrations")},
 )
 @open_to(Access.PUBLIC)
+@idempotent(_again)
 def register(body: RegisterBody) -> tuple[dict[str, Any], int]:
     """Create a company with status 0; its first login activates it.
 
@@ -85,6 +106,7 @@ def register(body: RegisterBody) -> tuple[dict[str, Any], int]:
     responses={200: SessionAnswer, **problems(s401="Wrong e-mail or password", s429="Too many logins")},
 )
 @open_to(Access.PUBLIC)
+@idempotent(_again)
 def log_in(body: LoginBody) -> dict[str, Any]:
     """Return tokens for an e-mail and its password; the first login activates the company."""
     limits.count_login(body.email)
@@ -98,6 +120,7 @@ def log_in(body: LoginBody) -> dict[str, Any]:
 
 @blueprint.post("/token/refresh", summary="Refresh a token", responses={200: SessionAnswer})
 @open_to(Access.REFRESH, finds_session=True)
+@idempotent(_again, of_session=True)
 def refresh() -> dict[str, Any]:
     """Return fresh tokens for a refresh token, sent as Bearer, which is used up by that.
 
@@ -113,6 +136,7 @@ def refresh() -> dict[str, Any]:
 
 @blueprint.post("/logout", summary="Log out", responses=NO_CONTENT)
 @open_to(Access.COMPANY, finds_session=True)
+@idempotent(of_session=True)
 def log_out(body: LogoutBody) -> tuple[str, int]:
     """End the session of the token, or with `all` every session of the company.
 
@@ -130,6 +154,7 @@ def log_out(body: LogoutBody) -> tuple[str, int]:
     responses={**NO_CONTENT, **problems(s401="Wrong password, or invalid token", s429="Too many logins")},
 )
 @open_to(Access.COMPANY)
+@idempotent()
 def change_password(body: PasswordBody) -> tuple[str, int]:
     """Change the password, and end every session but this one.
 
@@ -142,7 +167,3 @@ def change_password(body: PasswordBody) -> tuple[str, int]:
         companies.change_password(session, company_id(), current=body.current_password, new=body.new_password)
         sessions.end_others(session, company_id(), session_id())
     return "", 204
-
-
-def _answer(company_id: int, session_id: int, generation: int = 0, *, status: int) -> dict[str, Any]:
-    return {"status": status, **session_tokens(company_id, session_id, generation), "company_id": company_id}

@@ -138,6 +138,7 @@ def guard(app: Flask) -> None:
         who = access_of(view)
         if who is None:
             raise ForbiddenError
+        g.caller = None
         if who is not Access.PUBLIC:
             g.caller = _authenticate(who, finds_session=view.finds_session)
         if readers.get(request.endpoint):

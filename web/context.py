@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import cast
 from zoneinfo import ZoneInfo
 
-from flask import current_app
+from flask import current_app, g
 from sqlalchemy.orm import Session
 
 from billing.addresses import AddressPolicy
@@ -60,11 +60,21 @@ def vade() -> Vade:
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """Give the request's session; commit at the end, or roll back where an error leaves the block."""
+    """Give the request's session; commit at the end, or roll back where an error leaves the block.
+
+    Of a request under an idempotency key the last transaction stays open, for the answer to be committed
+    with it: what a block left open, the next one commits first.
+    """
     session = cast(Session, db.session())
+    waits = "commits_with_answer" in g
     try:
+        if waits:
+            session.commit()
         yield session
-        session.commit()
+        if waits:
+            session.flush()
+        else:
+            session.commit()
     except BaseException:
         session.rollback()
         raise

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from web.access import Access, access_of, takes_body
 from web.bodies import StrictJSON
+from web.idempotency import is_idempotent
 from web.problems import MEDIA_TYPE, from_validation_error
 from web.schemas import Problem, ValidationProblem
 from web.webhooks import message_schemas, webhooks
@@ -25,14 +26,25 @@ problem document (RFC 9457). Get a token from *Register* or *Log in* and send it
 """
 
 REASONS = {
-    400: "Malformed JSON",
+    400: "Malformed JSON, or a malformed header",
     401: "Missing, expired or invalid token",
     403: "Not this caller's",
+    409: "A request with this Idempotency-Key is under way",
     413: "The body is over 64 KiB",
     415: "The body is not application/json",
     422: "A field is refused: see errors",
     500: "Something went wrong on our side",
     503: "The database does not answer",
+}
+
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes it safe to send the request again: within 24 hours the same key with the same "
+    "request is done once, and answered as the first time, with `Idempotent-Replayed: true`.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
 
 
@@ -106,10 +118,13 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
             operation["description"] = text
             if takes_body(view):
                 statuses += [400, 413, 415]
+            if is_idempotent(view):
+                operation["parameters"] = [*(operation.get("parameters") or []), IDEMPOTENCY_KEY]
+                statuses += [400, 409]
             for status in statuses:
                 answers.setdefault(str(status), problem_answer(REASONS[status]))
             # Also a view that takes no parameter says so of each that comes.
-            if {"body", "path", "query"} & signature(view).parameters.keys():
+            if is_idempotent(view) or {"body", "path", "query"} & signature(view).parameters.keys():
                 answers["422"] = problem_answer(REASONS[422], model=ValidationProblem)
             else:
                 answers.pop("422", None)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from billing.errors import InvalidFieldError, RateLimitError, VadeError
+from billing.errors import InvalidFieldError, KeyBusyError, RateLimitError, VadeError
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,9 @@ def handle_errors(app: Flask) -> None:
     @app.errorhandler(VadeError)
     def refused(error: VadeError) -> Response:
         if isinstance(error, InvalidFieldError):
-            return validation_problem(error.errors)
+            return problem(422, slug=error.slug, title=error.title, detail=error.detail, errors=error.errors)
         response = problem(error.status, slug=error.slug, title=error.title, detail=error.detail)
-        if isinstance(error, RateLimitError):
+        if isinstance(error, (RateLimitError, KeyBusyError)):
             response.headers["Retry-After"] = str(error.retry_after_s)
         return response
 
