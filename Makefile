@@ -117,6 +117,10 @@ failover: setup ## Kill the primary, promote its standby, and look at the books
 record: setup ## Write down what this version says to the database, for the test of later migrations
 	@$(BIN)/python -m tests.record_queries
 
+.PHONY: messages
+messages: setup ## Look for new texts of problems, and say which lack a translation
+	@$(BIN)/python -m translations
+
 # The queues that make bench compares with, where nothing else finds them.
 $(PEERS_STAMP): requirements/peers.txt $(STAMP)
 	@$(BIN)/python -m venv --clear .venv-peers

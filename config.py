@@ -27,6 +27,8 @@ from pydantic import (
     model_validator,
 )
 
+from sentences import Sentence
+
 PROJECT_DIR = Path(__file__).resolve().parent
 
 MINIMUM_SECRET_BYTES = 32
@@ -75,9 +77,18 @@ def parse_instant(text: str) -> datetime:
     except ValueError:
         instant = None
     if instant is None:
-        raise ValueError(f"An RFC 3339 instant such as 2026-01-31T00:00:00Z is wanted, not {shown}")
+        raise ValueError(
+            Sentence("An RFC 3339 instant such as 2026-01-31T00:00:00Z is wanted, not %(shown)s", shown=shown)
+        )
     if instant.year not in YEARS:
-        raise ValueError(f"An instant of the years {YEARS.start} to {YEARS.stop - 1} is wanted, not {shown}")
+        raise ValueError(
+            Sentence(
+                "An instant of the years %(first)s to %(last)s is wanted, not %(shown)s",
+                first=YEARS.start,
+                last=YEARS.stop - 1,
+                shown=shown,
+            )
+        )
     return instant.astimezone(UTC)
 
 

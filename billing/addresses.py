@@ -14,10 +14,11 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 
 from billing.connections import TimeLimited, TimeLimitedAdapter
+from sentences import Sentence
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-NOT_PUBLIC = "This address is not public."
+NOT_PUBLIC = Sentence("This address is not public.")
 
 _WRITTEN_OUT = re.compile(r"(https?)://([^/?#]+).*", re.IGNORECASE)
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -112,17 +113,17 @@ def refusal(url: str, policy: AddressPolicy) -> str | None:
     except ValueError:
         parts = None
     if written is None or parts is None or parts.host is None or parts.port is None:
-        return "An http or https URL is wanted."
+        return Sentence("An http or https URL is wanted.")
     scheme, authority = written.groups()
     if policy.https_only and scheme.lower() != "https":
-        return "An https URL is wanted."
+        return Sentence("An https URL is wanted.")
     if "@" in authority:
-        return "The URL must not carry credentials."
+        return Sentence("The URL must not carry credentials.")
     host = parts.host.strip("[]").removesuffix(".")
     if "%" in authority or not (_NAME.fullmatch(host) or ":" in host):
-        return "The host is neither a name nor an address."
+        return Sentence("The host is neither a name nor an address.")
     if not (parts.port in _PUBLIC_PORTS or parts.port >= _FIRST_FREE_PORT):
-        return f"The port must be 80, 443, or {_FIRST_FREE_PORT} or above."
+        return Sentence("The port must be 80, 443, or %(least)s or above.", least=_FIRST_FREE_PORT)
     return None if policy.allow_private or _may_be_public(host) else NOT_PUBLIC
 
 

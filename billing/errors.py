@@ -1,30 +1,52 @@
-"""One family of errors. The docstring is the message; status and slug say it in HTTP (RFC 9457)."""
+"""One family of errors. The docstring's first line is the message; status and slug say it in HTTP (RFC 9457).
+
+Each type, which is a ``slug``, also says at length what it means and what to do: `/problems/<slug>` shows
+that. Backticks stand around words of the contract. Every text has its translation (`make messages`).
+"""
 
 from typing import ClassVar
 
+from sentences import Sentence
+
 
 class VadeError(Exception):
-    """Something was refused."""
+    """Something was refused.
+
+    A detail may have values, as ``%(name)s``: ``NotFoundError("No job has the id %(id)s.", id=7)``.
+    """
 
     status: ClassVar[int] = 400
     slug: ClassVar[str] = "refused"
     title: ClassVar[str] = "Refused"
+    meaning: ClassVar[str]
+    remedy: ClassVar[str]
 
-    def __init__(self, detail: str | None = None) -> None:
-        self.detail = detail or (type(self).__doc__ or "").strip().splitlines()[0]
+    def __init__(self, detail: str | None = None, **values: object) -> None:
+        text = self.message() if detail is None else detail
+        self.detail: str = Sentence(text, **values) if values else text
         super().__init__(self.detail)
+
+    @classmethod
+    def message(cls) -> str:
+        """Return what is said where no other detail is given."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 class InvalidFieldError(VadeError):
-    """A field's value cannot be taken."""
+    """The request is not valid: see errors."""
 
     status = 422
     slug = "validation-error"
     title = "Validation error"
+    meaning = (
+        "Fields of the body, the path or the query were refused. `errors` names each by a JSON pointer "
+        "(RFC 6901) and says why. Nothing of the request was stored."
+    )
+    remedy = "Correct the fields that `errors` names, and send the request again."
 
-    def __init__(self, pointer: str, detail: str) -> None:
-        super().__init__("The request is not valid: see errors.")
-        self.errors = [{"pointer": pointer, "detail": detail}]
+    def __init__(self, pointer: str, detail: str, **values: object) -> None:
+        super().__init__()
+        self.errors = [{"pointer": pointer, "detail": Sentence(detail, **values) if values else detail}]
 
 
 class CredentialsError(VadeError):
@@ -33,6 +55,8 @@ class CredentialsError(VadeError):
     status = 401
     slug = "invalid-credentials"
     title = "Invalid credentials"
+    meaning = "No company signs in with this e-mail and this password. Which of the two is wrong is not told."
+    remedy = "Check both. Capital and small letters are one in the e-mail, and two in the password."
 
 
 class TokenError(VadeError):
@@ -41,6 +65,14 @@ class TokenError(VadeError):
     status = 401
     slug = "invalid-token"
     title = "Invalid token"
+    meaning = (
+        "The call needs a token, sent as `Authorization: Bearer …`. None came, or one that has expired, was "
+        "revoked, or is of the wrong kind (an access token where a refresh token is wanted, or the reverse)."
+    )
+    remedy = (
+        "Send the access token of the latest login. Where it has expired, get another from "
+        "`POST /api/v1/token/refresh`, or log in again."
+    )
 
 
 class ForbiddenError(VadeError):
@@ -49,6 +81,10 @@ class ForbiddenError(VadeError):
     status = 403
     slug = "forbidden"
     title = "Forbidden"
+    meaning = (
+        "The token is good, but the call concerns another company, or needs a right that it does not give."
+    )
+    remedy = "Use the token of the company that the call concerns, or one that has the right."
 
 
 class NotFoundError(VadeError):
@@ -57,6 +93,8 @@ class NotFoundError(VadeError):
     status = 404
     slug = "not-found"
     title = "Not found"
+    meaning = "There is nothing at this address, or nothing with this id that the caller may see."
+    remedy = "Check the address, in which capital and small letters differ, and the id."
 
 
 class EmailTakenError(VadeError):
@@ -65,6 +103,8 @@ class EmailTakenError(VadeError):
     status = 409
     slug = "email-taken"
     title = "E-mail taken"
+    meaning = "An e-mail belongs to one company, in whatever case its letters are written."
+    remedy = "Log in with this e-mail, or register with another."
 
 
 class PackageOpenError(VadeError):
@@ -73,6 +113,8 @@ class PackageOpenError(VadeError):
     status = 409
     slug = "package-open"
     title = "Package open"
+    meaning = "A company has at most one open package. It stays open while a declined payment is tried again."
+    remedy = "See what the company has: `GET /api/v1/company-packages/current`."
 
 
 class CompanyPassiveError(VadeError):
@@ -81,6 +123,11 @@ class CompanyPassiveError(VadeError):
     status = 409
     slug = "company-passive"
     title = "Company passive"
+    meaning = (
+        "A payment for the same period was declined three times. The company can log in and read, and take "
+        "no package."
+    )
+    remedy = "Settle with the platform what is owed. Sending the request again changes nothing."
 
 
 class EndpointMissingError(VadeError):
@@ -89,6 +136,11 @@ class EndpointMissingError(VadeError):
     status = 404
     slug = "callback-endpoint-missing"
     title = "Callback endpoint missing"
+    meaning = "The company, or the platform, has said nowhere where its callbacks are to be sent."
+    remedy = (
+        "A company sets `callback_url` with `PATCH /api/v1/companies/me`; the platform's endpoint is the "
+        "setting `CALLBACK_URL`."
+    )
 
 
 class EndpointDisabledError(VadeError):
@@ -97,6 +149,11 @@ class EndpointDisabledError(VadeError):
     status = 409
     slug = "callback-endpoint-disabled"
     title = "Callback endpoint disabled"
+    meaning = "The endpoint answered 410, or failed for five days. Nothing is sent to it any more."
+    remedy = (
+        "Mend the endpoint, then call `POST /api/v1/callback-endpoint/ping`: a 2xx enables it. "
+        "`POST /api/v1/callback-endpoint/recover` sends what was missed."
+    )
 
 
 class TooManySecretsError(VadeError):
@@ -105,6 +162,10 @@ class TooManySecretsError(VadeError):
     status = 409
     slug = "too-many-secrets"
     title = "Too many secrets"
+    meaning = (
+        "A secret that was rotated signs on for a while, so that receivers can change over. Few may at once."
+    )
+    remedy = "Wait until `former_secret_expires_at`, then rotate again."
 
 
 class JobSettledError(VadeError):
@@ -113,6 +174,8 @@ class JobSettledError(VadeError):
     status = 409
     slug = "job-settled"
     title = "Job settled"
+    meaning = "A parked job waited for a decision, and was settled before one was made."
+    remedy = "Release the job, which closes it: `flask billing parked release ID`."
 
 
 class KeyInvalidError(VadeError):
@@ -121,17 +184,20 @@ class KeyInvalidError(VadeError):
     status = 400
     slug = "idempotency-key-invalid"
     title = "Idempotency key invalid"
+    meaning = "The header `Idempotency-Key` is no text that can be a key."
+    remedy = "Send 1 to 255 visible characters of ASCII, best a random UUID, or leave the header out."
 
 
 class KeyReusedError(InvalidFieldError):
     """The Idempotency-Key was used for another request: this one was not done."""
 
+    status = 422
     slug = "idempotency-key-reused"
     title = "Idempotency key reused"
-
-    def __init__(self) -> None:
-        super().__init__("#", "This is not the request that the key was first used for.")
-        self.detail = (type(self).__doc__ or "").strip()
+    meaning = (
+        "Within 24 hours a key stands for one request: the same method, address and body, of the same caller."
+    )
+    remedy = "Take a fresh key for each new request, and the same one only to send a request again."
 
 
 class KeyBusyError(VadeError):
@@ -140,6 +206,8 @@ class KeyBusyError(VadeError):
     status = 409
     slug = "idempotency-key-busy"
     title = "Idempotency key busy"
+    meaning = "The request was sent before under this key, and has not been answered for half a minute."
+    remedy = "Send it again, under the same key, after as many seconds as `Retry-After` says."
     retry_after_s: ClassVar[int] = 1
 
 
@@ -149,6 +217,8 @@ class SecretGoneError(VadeError):
     status = 409
     slug = "secret-gone"
     title = "Secret gone"
+    meaning = "The request was done, and its answer showed a secret that is not kept any more."
+    remedy = "Rotate the secret again, under a fresh key."
 
 
 class RateLimitError(VadeError):
@@ -157,6 +227,8 @@ class RateLimitError(VadeError):
     status = 429
     slug = "too-many-requests"
     title = "Too many requests"
+    meaning = "More requests came within a minute than the call allows."
+    remedy = "Wait for as many seconds as `Retry-After` says, then send more slowly."
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__()

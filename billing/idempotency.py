@@ -102,7 +102,7 @@ def claim(session: Session, keyed: Keyed, *, now: datetime) -> Claim | Answer | 
         # Released or swept a moment ago.
         return None
     if found.fingerprint != keyed.fingerprint:
-        raise KeyReusedError
+        raise KeyReusedError("#", "This is not the request that the key was first used for.")
     answer: Answer | None = found.answer
     return answer
 

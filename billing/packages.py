@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from billing.errors import NotFoundError
 from models import Package
+from sentences import Sentence
 
-NO_PACKAGE = "There is no package with this id."
+NO_PACKAGE = Sentence("There is no package with this id.")
 
 
 def create(session: Session, *, name: str, period: str, price_minor: int, currency: str) -> Package:

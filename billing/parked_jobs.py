@@ -148,7 +148,7 @@ def drop(session: Session, id_: int, *, moment: Moment, by: str, by_platform: bo
     parked = _lock_open(session, id_)
     row = session.execute(_JOB, _key(parked)).one_or_none()
     if row is None:
-        raise JobSettledError(f"The job of {id_} was settled meanwhile: release it, to close it.")
+        raise JobSettledError("The job of %(id)s was settled meanwhile: release it, to close it.", id=id_)
     payment_queue.settle(
         session,
         [Answer(Job(*row), Outcome.FREE)],
@@ -162,7 +162,7 @@ def drop(session: Session, id_: int, *, moment: Moment, by: str, by_platform: bo
 def _lock_open(session: Session, id_: int) -> Any:
     parked = session.execute(_LOCK_OPEN, {"id": id_}).one_or_none()
     if parked is None:
-        raise NotFoundError(f"No job that waits for a decision has the id {id_}.")
+        raise NotFoundError("No job that waits for a decision has the id %(id)s.", id=id_)
     return parked
 
 

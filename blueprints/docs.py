@@ -7,6 +7,7 @@ from typing import Any
 import flask_openapi3_swagger
 from flask import Blueprint, Response, make_response, render_template_string, send_from_directory
 
+from blueprints import problem_pages
 from web.access import Access, open_to
 from web.openapi import describe
 
@@ -47,6 +48,7 @@ POLICY = (
 """The reference's own styles are inline; its scripts are not."""
 
 blueprint = Blueprint("docs", __name__)
+blueprint.register_blueprint(problem_pages.blueprint)
 
 
 @blueprint.get("/openapi.json")

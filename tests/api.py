@@ -15,7 +15,9 @@ from werkzeug.test import TestResponse
 
 from models import Base
 from tests.world import PASSWORD
+from web.languages import LANGUAGES
 from web.openapi import describe
+from web.problem_types import problem_types
 
 SLUGS = {
     400: "bad-request",
@@ -112,7 +114,10 @@ def assert_problem(
     members = {"type", "title", "status", "detail"}
     assert set(document) == (members | {"errors"} if status == 422 else members)
     assert document["type"] == f"/problems/{slug or SLUGS[status]}"
+    assert document["type"] in {type_.uri for type_ in problem_types().values()}, "it leads to no page"
     assert document["status"] == status
+    assert response.headers["Content-Language"] in LANGUAGES
+    assert "accept-language" in response.vary
     assert _is_sentence(document["detail"])
     assert document["title"] == document["title"].capitalize() != ""
     for inside in ("Traceback", "psycopg", "sqlalchemy", "pydantic", PASSWORD):

@@ -22,7 +22,7 @@ import embedded
 from billing.clock import Clock
 from config import PROJECT_DIR, Settings
 from models import Callback, db
-from tests import secrecy
+from tests import catalogues, secrecy
 from tests.api import DescribedClient
 from tests.webhooks import assert_described_message
 from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, World
@@ -33,6 +33,7 @@ NOW = datetime(2026, 1, 10, 9, 0, tzinfo=UTC)
 
 
 secrecy.watch()
+catalogues.watch()
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,13 @@ def _nothing_secret_is_logged() -> Iterator[None]:
     """Fail the test in which a secret was logged, by whichever program and thread."""
     yield
     secrecy.check()
+
+
+@pytest.fixture(autouse=True)
+def _every_problem_can_be_told_in_turkish() -> Iterator[None]:
+    """Fail the test in which a text was told, in whatever language, that the Turkish catalogue lacks."""
+    yield
+    catalogues.check()
 
 
 @pytest.fixture(scope="session", autouse=True)

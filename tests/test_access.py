@@ -28,6 +28,8 @@ PUBLIC = {
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
     ("GET", "/docs/assets/<path:name>"),
+    ("GET", "/problems"),
+    ("GET", "/problems/<slug>"),
 }
 OPERATORS = {
     ("POST", "/api/v1/packages"),

@@ -11,8 +11,9 @@ from config import PROJECT_DIR
 # Each layer may import itself and the layers after it in its line.
 LAYERS = {
     "models": set(),
-    "billing": {"models"},
-    "config": set(),
+    "sentences": set(),
+    "billing": {"models", "sentences"},
+    "config": {"sentences"},
     "postgres_server": {"config"},
     "embedded": {"config", "postgres_server"},
     "database": {"config", "embedded"},
@@ -20,8 +21,8 @@ LAYERS = {
     "metrics_directory": set(),
     "worker_metrics": {"billing"},
     "metrics_server": {"web"},
-    "web": {"billing", "models", "config"},
-    "blueprints": {"web", "billing", "models", "config"},
+    "web": {"billing", "models", "config", "sentences"},
+    "blueprints": {"web", "billing", "models", "config", "sentences"},
     "fakes": {"billing", "models", "config"},
     "terminal": {"billing"},
     "listener": {"terminal", "billing", "models", "config"},

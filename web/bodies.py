@@ -7,6 +7,7 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from billing.errors import InvalidFieldError
+from sentences import Sentence
 
 LONGEST_INTEGER = 100
 """In digits. What is longer is no number of ours, and int() refuses to read some thousand digits."""
@@ -36,14 +37,14 @@ def check_body() -> None:
     # A body in chunks does not say how long it is, and Werkzeug would cut it off at its limit in silence.
     request.max_content_length = limit + 1
     if (request.content_length or 0) > limit or len(request.get_data()) > limit:
-        raise RequestEntityTooLarge(f"A body may have {limit // 1024} KiB at most.")
+        raise RequestEntityTooLarge(Sentence("A body may have %(most)s KiB at most.", most=limit // 1024))
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType("The body must be application/json.")
+        raise UnsupportedMediaType(Sentence("The body must be application/json."))
     try:
         body = request.get_json()
     except RecursionError:
-        raise BadRequest("The body is nested too deeply.") from None
+        raise BadRequest(Sentence("The body is nested too deeply.")) from None
     except BadRequest:
-        raise BadRequest("The body is not valid JSON.") from None
+        raise BadRequest(Sentence("The body is not valid JSON.")) from None
     if not isinstance(body, dict):
         raise InvalidFieldError("#", "The body must be a JSON object.")

@@ -29,7 +29,7 @@ WAIT_S = 30.0
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25
 
-KEPT_HEADERS = ("ETag", "Location")
+KEPT_HEADERS = ("ETag", "Location", "Content-Language", "Vary", "WWW-Authenticate")
 
 # A string of RFC 8941 §3.3.3, or the bare text that most clients send.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"')

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from web.access import Access, access_of, takes_body
 from web.bodies import StrictJSON
 from web.idempotency import is_idempotent
+from web.problem_types import problem_types
 from web.problems import MEDIA_TYPE, from_validation_error
 from web.schemas import Problem, ValidationProblem
 from web.webhooks import message_schemas, webhooks
@@ -21,8 +22,9 @@ BEARER = "bearer"
 
 DESCRIPTION = """Subscription billing: companies register, take a package, and are billed when a period ends.
 
-Money is an integer in minor units. Dates are `YYYY-MM-DD`, instants RFC 3339 in UTC. Every error is a
-problem document (RFC 9457). Get a token from *Register* or *Log in* and send it as `Authorization: Bearer …`.
+Money is an integer in minor units. Dates are `YYYY-MM-DD`, instants RFC 3339 in UTC. Get a token from
+*Register* or *Log in* and send it as `Authorization: Bearer …`. Every error is a problem document (RFC 9457),
+in Turkish where `Accept-Language` prefers it.
 """
 
 REASONS = {
@@ -129,10 +131,17 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
             else:
                 answers.pop("422", None)
             operation["responses"] = dict(sorted(answers.items()))
+    document["info"]["description"] += _list_of_problems()
     document["webhooks"] = webhooks()
     document["components"]["schemas"] = message_schemas() | document["components"].get("schemas", {})
     described: dict[str, Any] = _without_nulls(document)
     return described
+
+
+def _list_of_problems() -> str:
+    rows = (f"| {t.status} | [{t.title}]({t.uri}) | `{t.slug}` |" for t in problem_types().values())
+    head = "Its `type` leads to a page that says what it means and what to do:"
+    return "\n".join(["", head, "", "| status | problem | type |", "|---|---|---|", *rows, ""])
 
 
 def _without_nulls(value: Any) -> Any:

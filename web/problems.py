@@ -1,7 +1,7 @@
 """Every error is a problem document (RFC 9457), in one place."""
 
 import logging
-import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +12,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from billing.errors import InvalidFieldError, KeyBusyError, RateLimitError, VadeError
+from sentences import Sentence
+from web import languages
+from web.problem_types import DATABASE_UNAVAILABLE, INTERNAL_ERROR, ProblemType, of_status
+from web.refusals import reason
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +26,45 @@ MAXIMUM_ERRORS = 100
 
 
 def problem(status: int, *, slug: str, title: str, detail: str, **members: Any) -> Response:
-    """Return a problem document; ``slug`` names its type, ``/problems/<slug>``."""
+    """Return a problem document in the caller's language; ``slug`` names its type, ``/problems/<slug>``."""
+    language = languages.wanted()
     document = {"type": f"/problems/{slug}", "title": title, "status": status, "detail": detail, **members}
-    response = Response(json.dumps(document), status=status, content_type=MEDIA_TYPE)
+    response = Response(json.dumps(said(document, language)), status=status, content_type=MEDIA_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    return in_language(response, language)
+
+
+def said(document: Mapping[str, Any], language: str) -> dict[str, Any]:
+    """Return a problem document with its sentences in a language."""
+    words: dict[str, Any] = {name: languages.say(document[name], language) for name in ("title", "detail")}
+    if "errors" in document:
+        words["errors"] = [
+            {"pointer": error["pointer"], "detail": _sentence(languages.say(error["detail"], language))}
+            for error in document["errors"]
+        ]
+    return {**document, **words}
+
+
+def in_language(response: Response, language: str) -> Response:
+    """Return an answer that says in which language it is, and that it was chosen by the request."""
+    response.content_language.add(language)
+    response.vary.add("Accept-Language")
     return response
 
 
-def validation_problem(errors: list[dict[str, str]]) -> Response:
+def typed_problem(type_: ProblemType, *, status: int | None = None, detail: str | None = None) -> Response:
+    """Return a problem document of a type, with its usual status and detail unless there are others."""
+    return problem(status or type_.status, slug=type_.slug, title=type_.title, detail=detail or type_.detail)
+
+
+def validation_problem(errors: Sequence[Mapping[str, str]]) -> Response:
     """Return the 422 that lists which fields were refused and why."""
     return problem(
         422,
         slug=InvalidFieldError.slug,
         title=InvalidFieldError.title,
-        detail="The request is not valid: see errors.",
+        detail=InvalidFieldError.message(),
         errors=errors,
     )
 
@@ -45,7 +73,7 @@ def from_validation_error(error: ValidationError) -> Response:
     """Return the 422 for a body, path or query that its model refused. Values are never repeated."""
     return validation_problem(
         [
-            {"pointer": _pointer(entry["loc"]), "detail": _sentence(entry["type"], entry["msg"])}
+            {"pointer": _pointer(entry["loc"]), "detail": reason(entry)}
             for entry in error.errors(include_url=False, include_input=False)[:MAXIMUM_ERRORS]
         ]
     )
@@ -57,15 +85,8 @@ def _pointer(location: tuple[int | str, ...]) -> str:
     return "#" + "".join(f"/{step}" for step in steps)
 
 
-_SENTENCES = {
-    "missing": "This field is missing.",
-    "extra_forbidden": "This field is unknown.",
-    "string_unicode": "This is not Unicode text: half a surrogate pair stands alone.",
-}
-
-
-def _sentence(kind: str, message: str) -> str:
-    return _SENTENCES.get(kind) or message.removeprefix("Value error, ").rstrip(".") + "."
+def _sentence(text: str) -> str:
+    return text.rstrip(".") + "."
 
 
 def handle_errors(app: Flask) -> None:
@@ -84,10 +105,9 @@ def handle_errors(app: Flask) -> None:
     def http_error(error: HTTPException) -> Response:
         if isinstance(error.response, Response):
             return error.response
-        title = error.name.capitalize()
-        detail = "There is nothing at this address." if error.code == 404 else error.description
-        slug = re.sub(r"[^a-z0-9]+", "-", title.lower())
-        response = problem(error.code or 500, slug=slug, title=title, detail=str(detail or title))
+        response = typed_problem(
+            of_status(error.code or 500), status=error.code, detail=_own_description(error)
+        )
         for name, value in error.get_headers():
             if name.lower() not in {"content-type", "content-length"}:
                 response.headers[name] = value
@@ -99,21 +119,16 @@ def handle_errors(app: Flask) -> None:
     def database_away(error: DBAPIError | PoolTimeoutError) -> Response:
         cause = getattr(error, "orig", None) or error
         logger.error("the database does not answer: %s", str(cause).splitlines()[0])
-        response = problem(
-            503,
-            slug="database-unavailable",
-            title="Service unavailable",
-            detail="The database does not answer: try again soon.",
-        )
+        response = typed_problem(DATABASE_UNAVAILABLE)
         response.headers["Retry-After"] = "5"
         return response
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         logger.error("unexpected error", exc_info=error)
-        return problem(
-            500,
-            slug="internal-error",
-            title="Internal server error",
-            detail="Something went wrong on our side.",
-        )
+        return typed_problem(INTERNAL_ERROR)
+
+
+def _own_description(error: HTTPException) -> str | None:
+    """Return the detail that we raised an error of Werkzeug's with; its own words are of no use here."""
+    return error.description if isinstance(error.description, Sentence) else None

@@ -21,6 +21,7 @@ from pydantic import (
 
 from billing.addresses import as_sent
 from models import BIGINT_MAX, MAXIMUM_PRICE_MINOR
+from sentences import Sentence
 
 # Names such as shop.example or shop.test are refused by default; here they are as good as any other:
 # nothing is sent to them, and test systems use them.
@@ -72,7 +73,10 @@ def _http_url(value: str) -> str:
         raise ValueError("This is not an http or https URL")
     if len(sent) > MAXIMUM_URL_LENGTH:
         raise ValueError(
-            f"As it is sent, with %-codes for letters, it is over {MAXIMUM_URL_LENGTH} characters"
+            Sentence(
+                "As it is sent, with %%-codes for letters, it is over %(most)s characters",
+                most=MAXIMUM_URL_LENGTH,
+            )
         )
     return value
 
