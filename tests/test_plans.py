@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from billing import callback_history, company_packages, company_payments, delivery_queue
+from billing import callback_history, company_packages, company_payments, delivery_queue, leases
 from billing import payment_queue as queue
 from billing.books import Auditor
 from billing.callback_history import Wanted
@@ -261,7 +261,7 @@ class Looks:
     def move(self, session: Session) -> None:
         jobs = self.jobs(session)
         with self.recorded():
-            queue.release(session, jobs, real=SOON)
+            leases.release(session, jobs, real=SOON)
 
     def oldest(self, session: Session) -> None:
         with self.recorded():
