@@ -625,7 +625,7 @@ class ReportEntry(Base):
 
 
 class DailyReport(Base):
-    """A business day whose report was made and sent: once, whoever comes to it."""
+    """A business day whose report was made and sent, in real time: once, whoever comes to it."""
 
     __tablename__ = "daily_reports"
 

@@ -6,14 +6,20 @@ once (docs/adr/0019).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from billing.documents import Document
+from billing.errors import InvalidFieldError
+from billing.periods import business_date
 from models import MAXIMUM_ATTEMPTS
+
+MOST_DAYS = 366
+"""One report is of no more days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,58 @@ def read_days(session: Session, first_day: date, last_day: date, *, zone: ZoneIn
     return [_day_figures(day, found.get(day, {})) for day in _days(first_day, last_day)]
 
 
+def read_report(
+    session: Session, first_day: date | None, last_day: date | None, *, now: datetime, zone: ZoneInfo
+) -> list[DayFigures]:
+    """Return the figures from one day to another, both included; of one where only one is given.
+
+    Where none is, it is the business day before ``now``.
+
+    Raises:
+        InvalidFieldError: when ``last_day`` is before ``first_day``, or too long after it.
+    """
+    yesterday = business_date(now, zone) - timedelta(days=1)
+    first = first_day or last_day or yesterday
+    last = last_day or first
+    if last < first:
+        raise InvalidFieldError("#/to", "This is before `from`.")
+    if (last - first).days >= MOST_DAYS:
+        raise InvalidFieldError("#/to", f"A report is of at most {MOST_DAYS} days.")
+    return read_days(session, first, last, zone=zone)
+
+
+def day_document(day: DayFigures) -> Document:
+    """Return a day as the API shows it."""
+    return {
+        "date": day.date.isoformat(),
+        "new_companies": day.new_companies,
+        "packages_taken": day.packages_taken,
+        "companies_lost": day.companies_lost,
+        "currencies": [_currency_document(figures) for figures in day.currencies],
+    }
+
+
+def _currency_document(figures: CurrencyFigures) -> Document:
+    return {
+        "currency": figures.currency,
+        "attempts": asdict(figures.attempts),
+        "charged": asdict(figures.charged),
+        "declined": asdict(figures.declined),
+        "by_attempt": [
+            {
+                "attempt": attempt,
+                "charged": asdict(charged),
+                "declined": asdict(figures.declined_by_attempt[attempt]),
+            }
+            for attempt, charged in figures.charged_by_attempt.items()
+        ],
+        "recovered": asdict(figures.recovered),
+        "made_passive": asdict(figures.made_passive),
+        "outages": asdict(figures.outages),
+        "packages_taken": figures.packages_taken,
+    }
+
+
 def _days(first_day: date, last_day: date) -> Iterator[date]:
     for number in range((last_day - first_day).days + 1):
         yield first_day + timedelta(days=number)
@@ -124,24 +182,25 @@ def _day_figures(day: date, totals: Mapping[tuple[str, str, int], Total]) -> Day
     return DayFigures(
         day,
         new_companies=_sum(totals, "", "registered").number,
-        currencies=tuple(
-            CurrencyFigures(
-                currency,
-                charged_by_attempt=_by_attempt(totals, currency, "charged"),
-                declined_by_attempt=_by_attempt(totals, currency, "declined"),
-                outages=_sum(totals, currency, "outage"),
-                packages_taken=_sum(totals, currency, "taken").number,
-            )
-            for currency in currencies
-        ),
+        currencies=tuple(_currency_figures(totals, currency) for currency in currencies),
     )
 
 
-def _by_attempt(totals: Mapping[tuple[str, str, int], Total], currency: str, figure: str) -> dict[int, Total]:
-    """Return a figure by attempt number: the regular ones, and whichever else there were."""
-    attempts = {attempt for of, what, attempt in totals if (of, what) == (currency, figure)}
+def _currency_figures(totals: Mapping[tuple[str, str, int], Total], currency: str) -> CurrencyFigures:
+    # The regular attempts, and whichever else there were.
+    attempts = {attempt for of, _, attempt in totals if of == currency and attempt}
     numbers = sorted(attempts.union(range(1, MAXIMUM_ATTEMPTS + 1)))
-    return {attempt: totals.get((currency, figure, attempt), NOTHING) for attempt in numbers}
+    charged, declined = (
+        {attempt: totals.get((currency, figure, attempt), NOTHING) for attempt in numbers}
+        for figure in ("charged", "declined")
+    )
+    return CurrencyFigures(
+        currency,
+        charged_by_attempt=charged,
+        declined_by_attempt=declined,
+        outages=_sum(totals, currency, "outage"),
+        packages_taken=_sum(totals, currency, "taken").number,
+    )
 
 
 def _sum(totals: Mapping[tuple[str, str, int], Total], currency: str, figure: str) -> Total:
