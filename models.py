@@ -605,23 +605,27 @@ class ReportEntry(Base):
 
     Written with what it counts, in the same transaction: by triggers where rows are added to
     ``company_payments``, ``companies`` and ``company_packages``. A figure is the sum of its entries, which
-    the worker adds up now and then. ``at`` is business time.
+    the worker adds up now and then: what was added up for a day has ``id`` 0. ``at`` is business time.
     """
 
     __tablename__ = "report_entries"
-    __table_args__ = (one_of("figure", "charged", "declined", "outage", "registered", "taken"),)
+    __table_args__ = (
+        one_of("figure", "charged", "declined", "outage", "registered", "taken"),
+        # What is not added up yet for its day.
+        Index("report_entries_single_idx", "at", postgresql_where=text("id > 0")),
+    )
 
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    figure: Mapped[str] = mapped_column(primary_key=True)
+    currency: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    at: Mapped[datetime] = mapped_column(index=True)
-    figure: Mapped[str]
-    currency: Mapped[str]
-    attempt: Mapped[int] = mapped_column(SmallInteger)
     number: Mapped[int]
     amount_minor: Mapped[int]
 
 
 class DailyReport(Base):
-    """A business day whose report was made and sent: once, whoever comes to it."""
+    """A business day whose report was made and sent, in real time: once, whoever comes to it."""
 
     __tablename__ = "daily_reports"
 

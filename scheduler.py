@@ -22,7 +22,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import embedded
-from billing import callback_history, heartbeats, idempotency, sessions, tracing
+from billing import (
+    callback_history,
+    daily_reports,
+    heartbeats,
+    idempotency,
+    report_entries,
+    sessions,
+    tracing,
+)
 from billing.addresses import refusal
 from billing.charging import GatewayHangsError
 from billing.clock import Clock
@@ -79,6 +87,8 @@ class Worker:
             self._every_pass = vade().settings.production
             self._retention = timedelta(days=vade().settings.callback_retention_days)
             self._settings: Settings = vade().settings
+            self._clock: Clock = vade().clock
+            self._by_platform = vade().outbox.by_platform
             self._watch = Watch(db.engine, vade().clock)
         self._metrics = WorkerMetrics()
         self._collector.pool.on_call = self._metrics.gateway_called
@@ -103,6 +113,8 @@ class Worker:
             (self.beat, HEARTBEAT_S),
             (self.sweep, SWEEP_S),
             (self.prune, SWEEP_S),
+            (self.add_up, SWEEP_S),
+            (self.report, SWEEP_S),
         ):
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now().astimezone())
         scheduler.start()
@@ -202,6 +214,37 @@ class Worker:
             self.stop.wait(PRUNE_PAUSE_S)
         if sum(removed):
             logger.info("old callbacks removed", extra={"removed": sum(removed)})
+
+    def add_up(self) -> None:
+        """Add up the entries of reports, a few at a time."""
+
+        def add_up(session: Session) -> None:
+            now = self._clock.read(session).business
+            added.append(report_entries.add_up(session, now=now, zone=self._settings.billing_timezone))
+
+        added: list[int] = []
+        while not self.stop.is_set():
+            so_far = len(added)
+            self._write(add_up, failing="entries of reports are not added up")
+            if len(added) == so_far or added[-1] < report_entries.BATCH:
+                break
+
+    def report(self) -> None:
+        """Make the daily reports that are due, and tell the platform."""
+        with tracing.traced(tracing.new_id("report-")):
+            try:
+                made = daily_reports.make_due(
+                    self._engine,
+                    self._clock,
+                    zone=self._settings.billing_timezone,
+                    by_platform=self._by_platform,
+                    stopped=self.stop.is_set,
+                )
+            except (SQLAlchemyError, ConfigError) as error:
+                _log_in_one_line("no daily report", error)
+            else:
+                for day in made:
+                    logger.info("daily report", extra={"day": day.isoformat()})
 
     def _serve_metrics(self) -> None:
         """Serve the metrics where they are wanted; where that cannot be, money is collected all the same."""

@@ -7,6 +7,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import cli
 import logs
 import operations
+import report_commands
 from billing.callbacks import Outbox
 from billing.clock import Clock
 from billing.gateways import load_gateway
@@ -21,6 +22,7 @@ from blueprints import (
     health,
     metrics,
     packages,
+    reports,
     sessions,
 )
 from config import ConfigError, Settings
@@ -54,6 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     handle_errors(app)
     cli.register(app)
     operations.register(app)
+    report_commands.register(app)
     trust_proxies(app, settings)
     observe(app, access_log=settings.production)
     return app
@@ -99,6 +102,7 @@ def register_blueprints(app: Flask) -> None:
         company_payments,
         callbacks,
         callback_endpoint,
+        reports,
         health,
     ):
         app.register_api(resource.blueprint)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from datetime import timedelta
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing import payment_queue
+from billing import leases
 from billing.charging import ChargePool
 from billing.clock import Clock
 from billing.gateways import ChargeRequest, ChargeResult
@@ -76,7 +76,7 @@ class Batch:
 
     def _renew(self, session: Session) -> None:
         until = self._clock.read(session).real + self._lease
-        payment_queue.renew(session, self._jobs, leased_until=until)
+        leases.renew(session, self._jobs, leased_until=until)
 
 
 def _request(job: Job) -> ChargeRequest:

@@ -4,6 +4,8 @@ Each query takes a range of company ids and returns the rows that break a law, w
 says whether that one is broken; all go through keys that ``company_id`` leads.
 """
 
+from datetime import date
+
 from sqlalchemy import text
 
 from billing.payment_queue import PRORATED_SQL, RETRY_AFTER
@@ -251,3 +253,45 @@ WHERE r.recipient = 'company' OR NOT EXISTS (
     SELECT FROM callback_endpoints
     WHERE company_id = :platform AND (open_until IS NOT NULL OR disabled_at IS NOT NULL))
 """)
+
+# The figures of reports, of some days at a time.
+FIRST_DAY, LAST_DAY = date(1, 1, 3), date(9999, 12, 29)
+"""Between these is whatever can be paid; around them is room for time zones."""
+
+PAYMENTS_BY_DAY = text("""
+SELECT (at AT TIME ZONE :zone)::date AS day, sum(number) AS number
+FROM report_entries WHERE figure IN ('charged', 'declined') GROUP BY 1 ORDER BY 1
+""")
+
+
+def _of_days(column: str) -> str:
+    """Return the range of days, said of an instant so that it goes by index."""
+    return f"""{column} >= (CAST(:first_day AS date) - 1)::timestamp AT TIME ZONE 'UTC'
+        AND {column} < (CAST(:last_day AS date) + 2)::timestamp AT TIME ZONE 'UTC'
+        AND ({column} AT TIME ZONE :zone)::date BETWEEN :first_day AND :last_day"""
+
+
+# What was added up for a day has the id 0, and stands at the day's noon in the zone that it was added up in.
+FIGURES = text(f"""
+WITH told AS (
+    SELECT (at AT TIME ZONE :zone)::date AS day, figure, currency, attempt,
+        sum(number) AS number, sum(amount_minor) AS amount_minor
+    FROM report_entries WHERE figure IN ('charged', 'declined') AND {_of_days("at")} GROUP BY 1, 2, 3, 4
+), counted AS (
+    SELECT (attempted_at AT TIME ZONE :zone)::date AS day,
+        CASE WHEN status = 1 THEN 'charged' ELSE 'declined' END AS figure, currency, attempt,
+        count(*) AS number, sum(amount_minor) AS amount_minor
+    FROM company_payments WHERE {_of_days("attempted_at")} GROUP BY 1, 2, 3, 4
+), foreign_days AS (
+    SELECT DISTINCT (at AT TIME ZONE :zone)::date AS day FROM report_entries
+    WHERE id = 0 AND (at AT TIME ZONE :zone)::time <> time '12:00'
+)
+SELECT day, figure, currency, attempt AS attempt_number, told.number::bigint AS told,
+    counted.number AS counted, true AS figures
+FROM told FULL JOIN counted USING (day, figure, currency, attempt)
+WHERE (COALESCE(told.number, 0), COALESCE(told.amount_minor, 0))
+        <> (COALESCE(counted.number, 0), COALESCE(counted.amount_minor, 0))
+    AND NOT EXISTS (
+        SELECT FROM foreign_days f WHERE abs(f.day - COALESCE(told.day, counted.day)) <= 1)
+ORDER BY day, currency, figure, attempt
+""")  # noqa: S608 - built from constants

@@ -11,11 +11,13 @@ What the tables do not tell cannot be judged:
   costs nothing now, and else reported: also where it was free for a while between two paid periods.
 - A company package does not say when it was taken: that its very first charges are missing cannot be seen.
 - A period written off by decision (``parked_jobs``, dropped) counts as over, without a charge.
+- Where days were added up in another time zone, their figures are not those of the present zone's days: they,
+  and the days beside them, are not compared.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -47,6 +49,7 @@ CHECKS = {
     "parked": "A parked job is not in the queue, or one in the queue is parked without a record.",
     "heartbeat": "No worker has been heard of lately.",
     "callback": "A message is due and nobody sends it.",
+    "figures": "The figures of a day are not the count of its payments.",
 }
 """Each check's id, and what is wrong where it finds something."""
 
@@ -61,6 +64,9 @@ LEASES_LATE = timedelta(hours=1)
 
 CALLBACKS_LATE = timedelta(hours=1)
 """How long a message that is due may wait: a queue of very many takes its time."""
+
+PAYMENTS = 100_000
+"""For so many attempts one snapshot is, or for those of a day, to be compared with the figures of reports."""
 
 MOST_LISTED = 10_000
 """No more forgotten jobs and messages are counted."""
@@ -148,6 +154,7 @@ class Auditor:
         1. Company by company, in the order of their ids, a chunk in a snapshot: periods, amounts, attempts,
            jobs.
         2. Then what concerns all: workers and messages.
+        3. Then the figures of reports, some days in a snapshot.
 
         ``on_chunk`` is told how far it is.
 
@@ -160,6 +167,7 @@ class Auditor:
             on_chunk(report)
         if not stopped():
             self._in_snapshot(lambda session: self._check_whole(session, report))
+            self._check_figures(report, stopped)
         report.seconds = time.monotonic() - started_s
         return report
 
@@ -215,6 +223,30 @@ class Auditor:
                 "callback",
                 {"company_id": row.company_id, "id": str(row.id), "recipient": row.recipient},
             )
+
+    def _check_figures(self, report: Report, stopped: Callable[[], bool]) -> None:
+        """Compare the figures of each day with its payments; also where there are payments and no figures."""
+        for first_day, last_day in self._in_snapshot(self._spans):
+            if stopped() or "figures" in self.skip:
+                return
+            values = {"zone": str(self.zone), "first_day": first_day, "last_day": last_day}
+
+            def compare(session: Session, values: dict[str, Any] = values) -> Sequence[Row[Any]]:
+                return session.execute(book_queries.FIGURES, values).all()
+
+            for row in self._in_snapshot(compare):
+                self._take(row, report)
+
+    def _spans(self, session: Session) -> list[tuple[date, date]]:
+        """Return all of time in spans of days, each with no more payments than a snapshot is for."""
+        ends, number = [], 0
+        for row in session.execute(book_queries.PAYMENTS_BY_DAY, {"zone": str(self.zone)}):
+            number += row.number
+            if number >= PAYMENTS:
+                ends.append(row.day)
+                number = 0
+        starts = [book_queries.FIRST_DAY, *(end + timedelta(days=1) for end in ends)]
+        return list(zip(starts, [*ends, book_queries.LAST_DAY], strict=True))
 
     def _judge_boundary(self, row: Row[Any], report: Report) -> None:
         """Compare all periods that are alike with the one that the rules give."""

@@ -4,7 +4,7 @@
 2. `claim` leases due jobs and gives each attempt its idempotency key;
 3. `settle` writes what the gateway answered, and all that follows from it.
 
-`rest`, `release` and `renew` move a lease, and nothing else. Every statement that ends or moves a job is
+What moves a lease, and nothing else, is in `leases`. Every statement that ends or moves a job is
 fenced by the job and its key, so a worker that lost its lease changes nothing. The SQL keeps to what Citus
 takes: instants and a nonce come in as parameters.
 """
@@ -171,11 +171,13 @@ WHERE j.company_id = due.company_id AND j.company_package_id = due.company_packa
 RETURNING {JOB_COLUMNS}
 """)  # noqa: S608 - built from constants
 
-_JOBS = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
+JOBS_SQL = """unnest(CAST(:company_ids AS bigint[]), CAST(:company_package_ids AS bigint[]),
         CAST(:period_starts AS date[]), CAST(:keys AS uuid[])"""
+"""The beginning of the SQL of some claimed jobs, a (answer); `job_keys` has the values."""
 
-_OF_JOB = """j.company_id = a.company_id AND j.company_package_id = a.company_package_id
+OF_JOB_SQL = """j.company_id = a.company_id AND j.company_package_id = a.company_package_id
         AND j.period_start = a.period_start AND j.idempotency_key = a.key"""
+"""The fence: whether a row j (job) still is such a job, with its key."""
 
 # A closed package is written before its company, the order in which an assignment takes them too, so that
 # the two never wait for each other. Nothing but `settled` is joined with anything but a key.
@@ -184,11 +186,11 @@ _OF_JOB = """j.company_id = a.company_id AND j.company_package_id = a.company_pa
 _SETTLE = text(f"""
 WITH settled AS (
     DELETE FROM payment_jobs j
-    USING {_JOBS}, CAST(:outcomes AS smallint[]), CAST(:references AS text[]), CAST(:decline_codes AS text[]),
-        CAST(:next_end_dates AS date[]), CAST(:next_full_days AS smallint[]))
+    USING {JOBS_SQL}, CAST(:outcomes AS smallint[]), CAST(:references AS text[]),
+        CAST(:decline_codes AS text[]), CAST(:next_end_dates AS date[]), CAST(:next_full_days AS smallint[]))
         AS a(company_id, company_package_id, period_start, key, outcome, reference, decline_code,
             next_end_date, next_full_days)
-    WHERE {_OF_JOB}
+    WHERE {OF_JOB_SQL}
     RETURNING j.*, a.outcome, a.reference, a.decline_code, a.next_end_date, a.next_full_days,
         a.outcome = 0 AND j.attempt >= {MAXIMUM_ATTEMPTS} AS given_up
 ), paid AS (
@@ -260,13 +262,6 @@ WITH settled AS (
 )
 SELECT outcome, attempt, currency, count(*) AS number, sum(amount_minor)::bigint AS amount_minor
 FROM settled GROUP BY outcome, attempt, currency
-""")  # noqa: S608 - built from constants
-
-_MOVE = text(f"""
-UPDATE payment_jobs j SET leased_until = a.leased_until, outages = j.outages + a.outages
-FROM {_JOBS}, CAST(:leased_untils AS timestamptz[]), CAST(:outages AS integer[]))
-    AS a(company_id, company_package_id, period_start, key, leased_until, outages)
-WHERE {_OF_JOB}
 """)  # noqa: S608 - built from constants
 
 # One process queues at a time. What it queued may be lost in a crash of the database until the next claim,
@@ -345,7 +340,7 @@ def settle(
     prefer_indexes(session)
     rows = session.execute(
         _SETTLE,
-        _keys([a.job for a in answers])
+        job_keys([a.job for a in answers])
         | {
             "outcomes": array(int(a.outcome) for a in answers),
             "references": texts(a.reference for a in answers),
@@ -363,21 +358,6 @@ def settle(
     return [Settled(Outcome(r.outcome), r.attempt, r.currency, r.number, r.amount_minor) for r in rows]
 
 
-def rest(session: Session, pauses: Sequence[tuple[Job, timedelta]], *, real: datetime) -> None:
-    """Let jobs rest after an outage, each for its pause from now in real time, with their keys."""
-    _move(session, [job for job, _ in pauses], [real + pause for _, pause in pauses], outages=1)
-
-
-def release(session: Session, jobs: Sequence[Job], *, real: datetime) -> None:
-    """Give jobs back at once, with their keys: any worker may claim them."""
-    _move(session, jobs, [real] * len(jobs), outages=0)
-
-
-def renew(session: Session, jobs: Sequence[Job], *, leased_until: datetime) -> None:
-    """Prolong the leases of jobs that are still being charged, to ``leased_until`` in real time."""
-    _move(session, jobs, [leased_until] * len(jobs), outages=0)
-
-
 def oldest_due(session: Session, now: datetime) -> datetime | None:
     """Return since when the oldest due job has been due that is not parked, in business time, or None."""
     oldest: datetime | None = session.execute(
@@ -386,12 +366,8 @@ def oldest_due(session: Session, now: datetime) -> datetime | None:
     return oldest
 
 
-def _move(session: Session, jobs: Sequence[Job], until: list[datetime], *, outages: int) -> None:
-    prefer_indexes(session)
-    session.execute(_MOVE, _keys(jobs) | {"leased_untils": until, "outages": array([outages] * len(jobs))})
-
-
-def _keys(jobs: Sequence[Job]) -> dict[str, Any]:
+def job_keys(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the values of `JOBS_SQL` for some claimed jobs."""
     return {
         "company_ids": array(job.company_id for job in jobs),
         "company_package_ids": array(job.company_package_id for job in jobs),

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from billing import parked_jobs, payment_queue
+from billing import leases, parked_jobs, payment_queue
 from billing.batches import Replies
 from billing.clock import Clock, Moment
 from billing.payment_queue import Answer, Job, Outcome, Settled
@@ -64,7 +64,7 @@ class Settler:
         """
         settlement = Settlement()
         self._settle(replies.answers, moment, settlement)
-        self._give_back(replies, settlement)
+        self._give_back(replies, moment, settlement)
         return settlement
 
     def _settle(self, answers: Sequence[Answer], moment: Moment, settlement: Settlement) -> None:
@@ -114,15 +114,16 @@ class Settler:
             extra=_names(answer.job) | {"outcome": answer.outcome.name, "reference": answer.reference},
         )
 
-    def _give_back(self, replies: Replies, settlement: Settlement) -> None:
+    def _give_back(self, replies: Replies, moment: Moment, settlement: Settlement) -> None:
         """Let outages rest, and release what was not sent; all keep their keys."""
         if not replies.outages and not replies.unsent:
             return
 
         def give_back(session: Session) -> None:
             real = self.clock.read(session).real
-            payment_queue.rest(session, [(job, _pause(job)) for job in replies.outages], real=real)
-            payment_queue.release(session, replies.unsent, real=real)
+            pauses = [(job, _pause(job)) for job in replies.outages]
+            leases.rest(session, pauses, attempted_at=moment.business, real=real)
+            leases.release(session, replies.unsent, real=real)
 
         run_in_transaction(self.engine, give_back)
         settlement.failed += len(replies.outages)

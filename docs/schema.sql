@@ -37,7 +37,7 @@ CREATE FUNCTION public.count_company_packages() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO report_entries (at, figure, currency, attempt, number, amount_minor)
-    SELECT date_bin('15 minutes', coalesce(taken_at, (start_date + time '12:00') AT TIME ZONE 'UTC'), timestamptz '2000-01-01 00:00+00'), 'taken',
+    SELECT date_bin('15 minutes', coalesce(taken_at, (start_date + time '10:00') AT TIME ZONE 'UTC'), timestamptz '2000-01-01 00:00+00'), 'taken',
         currency, 0, count(*), 0
     FROM added GROUP BY 1, 3;
     RETURN NULL;
@@ -674,7 +674,7 @@ ALTER TABLE ONLY public.rate_limits
 --
 
 ALTER TABLE ONLY public.report_entries
-    ADD CONSTRAINT report_entries_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT report_entries_pkey PRIMARY KEY (at, figure, currency, attempt, id);
 
 --
 -- Name: settings settings_pkey; Type: CONSTRAINT; Schema: public; Owner: -
@@ -805,10 +805,10 @@ CREATE INDEX payment_jobs_due_idx ON public.payment_jobs USING btree (next_attem
 CREATE INDEX rate_limits_expires_at_idx ON public.rate_limits USING btree (expires_at);
 
 --
--- Name: report_entries_at_idx; Type: INDEX; Schema: public; Owner: -
+-- Name: report_entries_single_idx; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX report_entries_at_idx ON public.report_entries USING btree (at);
+CREATE INDEX report_entries_single_idx ON public.report_entries USING btree (at) WHERE (id > 0);
 
 --
 -- Name: companies companies_counted; Type: TRIGGER; Schema: public; Owner: -

@@ -35,6 +35,7 @@ OPERATORS = {
     ("POST", "/api/v1/packages"),
     ("PATCH", "/api/v1/packages/<id>"),
     ("POST", "/api/v1/callback-endpoint/enable"),
+    ("GET", "/api/v1/reports/daily"),
 }
 COMPANIES = {
     ("GET", "/api/v1/companies/me"),

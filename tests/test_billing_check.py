@@ -60,6 +60,15 @@ DECLINED = {
 }
 
 
+FOLLOW = b"""
+DELETE FROM report_entries WHERE figure IN ('charged', 'declined');
+INSERT INTO report_entries (at, figure, currency, attempt, number, amount_minor)
+SELECT attempted_at, CASE status WHEN 1 THEN 'charged' ELSE 'declined' END, currency, attempt, 1, amount_minor
+FROM company_payments
+"""
+"""Lets the figures follow the payments, as they would have."""
+
+
 class Fault(NamedTuple):
     """A statement that spoils the books, and the checks that must find it: all of these and no other."""
 
@@ -216,6 +225,19 @@ FAULTS = {
         "INSERT INTO worker_heartbeats"
         " VALUES ('here:1', now() - interval '1 hour', now() - interval '1 minute')",
     ),
+    "a figure is more than was charged": Fault(
+        ("figures",),
+        "UPDATE report_entries SET amount_minor = amount_minor + 1 WHERE figure = 'charged' AND at = ("
+        "SELECT min(at) FROM report_entries WHERE figure = 'charged')",
+    ),
+    "a figure is gone": Fault(
+        ("figures",),
+        "DELETE FROM report_entries WHERE figure = 'declined' AND attempt = 3",
+    ),
+    "a figure is of another day": Fault(
+        ("figures",),
+        "UPDATE report_entries SET at = at + interval '1 day' WHERE figure = 'declined' AND attempt = 2",
+    ),
     "a message lies about": Fault(
         ("callback",),
         "UPDATE callbacks SET next_attempt_at = now() - interval '61 minutes'"
@@ -302,6 +324,8 @@ class Books:
         with psycopg.connect(self.url) as connection:
             connection.execute("SET session_replication_role = replica")
             connection.execute(statement.format(**self.ids).encode())
+            if "report_entries" not in statement:
+                connection.execute(FOLLOW)
 
     def auditor(self, **options: Any) -> Auditor:
         with self.app.app_context():

@@ -29,7 +29,7 @@ from web.webhooks import EVENTS
 
 DOCUMENT = (PROJECT_DIR / "docs/callbacks.md").read_text()
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-OPERATIONAL = {"callback_endpoint.disabled", "ping"}
+OPERATIONAL = {"callback_endpoint.disabled", "report.daily", "ping"}
 
 Send = Callable[[bytes, dict[str, str]], int]
 

@@ -484,7 +484,7 @@ def test_a_lease_that_cannot_be_renewed_costs_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("the database is away")
 
-    monkeypatch.setattr("billing.payment_queue.renew", refuse)
+    monkeypatch.setattr("billing.leases.renew", refuse)
 
     def slow(request: ChargeRequest) -> ChargeResult:
         time.sleep(0.2)

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from billing import payment_queue
+from billing import leases, payment_queue
 from billing.clock import Clock, Moment
 from billing.gateways import ChargeRequest, GatewayUnavailable
 from billing.payment_queue import FIRST, PRORATED_SQL, Answer, Job, Outcome
@@ -33,6 +33,12 @@ def enqueue_all(session: Session, world: World, *, at: datetime = AT, size: int 
     found, _ = payment_queue.enqueue(session, read(session, at), zone=world.vade.zone, size=size)
     session.commit()
     return found
+
+
+def outages(session: Session) -> int:
+    """How many the reports tell of."""
+    query = text("SELECT coalesce(sum(number), 0) FROM report_entries WHERE figure = 'outage'")
+    return int(session.execute(query).scalar_one())
 
 
 def claim(session: Session, *, size: int = 1000, lease: timedelta = MINUTE, at: datetime = AT) -> list[Job]:
@@ -153,11 +159,12 @@ def test_a_worker_whose_job_was_declined_meanwhile_changes_nothing(world: World,
     real = read(world.session).real
 
     assert settle(world.session, [charged(job)]) == 0
-    payment_queue.rest(world.session, [(job, MINUTE)], real=real)
-    payment_queue.release(world.session, [job], real=real)
-    payment_queue.renew(world.session, [job], leased_until=real + MINUTE)
+    leases.rest(world.session, [(job, MINUTE)], attempted_at=AT, real=real)
+    leases.release(world.session, [job], real=real)
+    leases.renew(world.session, [job], leased_until=real + MINUTE)
 
     assert books(world.session) == before
+    assert outages(world.session) == 0
 
 
 def test_a_worker_whose_job_is_at_its_next_attempt_changes_nothing(world: World, job: Job) -> None:
@@ -167,7 +174,7 @@ def test_a_worker_whose_job_is_at_its_next_attempt_changes_nothing(world: World,
 
     assert second.idempotency_key != job.idempotency_key
     assert settle(world.session, [charged(job)]) == 0
-    payment_queue.release(world.session, [job], real=read(world.session).real)
+    leases.release(world.session, [job], real=read(world.session).real)
 
     assert books(world.session) == before
 
@@ -193,25 +200,26 @@ def test_two_that_settle_the_same_attempt_at_once_write_it_once(committed: World
 
 def test_a_released_job_is_claimable_at_once_and_keeps_its_key(world: World, job: Job) -> None:
     claim(world.session)
-    payment_queue.release(world.session, [job], real=read(world.session).real)
+    leases.release(world.session, [job], real=read(world.session).real)
 
     assert claim(world.session) == [job]
 
 
 def test_a_job_that_rests_keeps_its_key_and_counts_its_outages(world: World, job: Job) -> None:
     real = read(world.session).real
-    payment_queue.rest(world.session, [(job, MINUTE)], real=real)
+    leases.rest(world.session, [(job, MINUTE)], attempted_at=AT, real=real)
 
     assert claim(world.session) == []
     (resting,) = world.jobs()
     assert str(resting.idempotency_key) == job.idempotency_key
     assert (resting.leased_until, resting.outages, resting.attempt) == (real + MINUTE, 1, 1)
+    assert outages(world.session) == 1
     assert resting.next_attempt_at == instant("2026-02-10", hour=0), "business time is left alone"
 
 
 def test_a_renewed_lease_lasts_longer(world: World, job: Job) -> None:
     real = read(world.session).real
-    payment_queue.renew(world.session, [job], leased_until=real + MINUTE)
+    leases.renew(world.session, [job], leased_until=real + MINUTE)
 
     assert claim(world.session) == []
 
@@ -410,6 +418,7 @@ def test_the_oldest_jobs_age_is_told_in_business_time(world: World) -> None:
         ("claim", psycopg.errors.SerializationFailure),
         ("settle", psycopg.errors.DeadlockDetected),
         ("settle", psycopg.errors.QueryCanceled),
+        ("rest", psycopg.errors.DeadlockDetected),
         ("release", psycopg.errors.DeadlockDetected),
         ("oldest_due", psycopg.errors.SerializationFailure),
     ],
@@ -419,7 +428,8 @@ def test_a_statement_that_loses_a_race_is_repeated(
 ) -> None:
     company = world.customer(registered_at=instant("2026-01-10"))
     world.customer(registered_at=instant("2026-01-10"))
-    real, calls = getattr(payment_queue, statement), []
+    module = leases if statement in {"rest", "release"} else payment_queue
+    real, calls = getattr(module, statement), []
 
     def unlucky(*args: Any, **kwargs: Any) -> Any:
         calls.append(statement)
@@ -427,7 +437,7 @@ def test_a_statement_that_loses_a_race_is_repeated(
             raise OperationalError("", None, error("bad luck"))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(payment_queue, statement, unlucky)
+    monkeypatch.setattr(module, statement, unlucky)
 
     result = world.collect(LedgerGateway(GatewayUnavailable), at=AT)
 

@@ -18,7 +18,7 @@ from tests.webhooks import assert_described_message
 from web.webhooks import EVENTS, message_schemas
 from wsgi import create_app
 
-OPERATIONAL = {"callback_endpoint.disabled", "ping"}
+OPERATIONAL = {"callback_endpoint.disabled", "report.daily", "ping"}
 CHANGES = sorted(set(EVENTS) - OPERATIONAL)
 
 

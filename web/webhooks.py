@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import models_json_schema
 
+from web.report_schemas import DAY_EXAMPLE, DayReport
 from web.schemas import (
     LEFT_OUT,
     CompanyAnswer,
@@ -73,6 +74,11 @@ WasPassive = create_model("WasPassive", __doc__="The company was passive.", stat
 WasActive = create_model("WasActive", __doc__="The company was active.", status=(Literal[1], ...))
 WasOpen = create_model("WasOpen", __doc__="The company package was open.", status=(Literal[1], ...))
 DOCUMENTS = {"company": CompanyAnswer, "company_package": CompanyPackageAnswer, "payment": PaymentAnswer}
+OMITTED = Field(
+    ge=0,
+    description="How many currencies are left out to keep the message short, those with the fewest attempts: "
+    "`GET /api/v1/reports/daily` has them all.",
+)
 SEQUENCE = Field(ge=1, description="Grows by one with each change of the company, whoever hears of it.")
 
 # What the examples tell is the story of one company.
@@ -114,6 +120,8 @@ WHEN = {
     "payment.declined": "A payment was declined. `previous` is empty: where it was the third time, "
     "`company.passivated` tells what that changed.",
     "callback_endpoint.disabled": "An endpoint is sent nothing any more. Only the platform is told.",
+    "report.daily": "A business day is over: what came in, some minutes after its end. Only the platform is "
+    "told, once a day.",
     "ping": "An endpoint is tried out. Nothing changed.",
 }
 """Each type of message: when it is sent, and what it says of before."""
@@ -190,6 +198,11 @@ def _events() -> Iterator[Event]:
         "callback_endpoint.disabled",
         {"callback_endpoint": DisabledEndpoint},
         {"callback_endpoint": ENDPOINT | NO_ANSWER},
+    )
+    yield Event(
+        "report.daily",
+        {"report": DayReport, "omitted_currencies": Annotated[int, OMITTED]},
+        {"report": DAY_EXAMPLE, "omitted_currencies": 0},
     )
     yield Event("ping", {"callback_endpoint": NamedEndpoint}, {"callback_endpoint": ENDPOINT})
 

@@ -1,7 +1,8 @@
 """Sessions that can be ended, operators with roles, kept answers, and figures for reports.
 
 Only adds: programs of the revision before go on on the new schema. What is there already is counted for the
-reports while ``company_payments`` takes no rows: collection waits for it, requests do not.
+reports while ``company_payments`` takes no rows: collection waits for it. Requests that write go on meanwhile,
+but for the moment at the end in which companies and their packages are counted.
 
 Revision ID: 0004
 Revises: 0003
@@ -26,17 +27,22 @@ ATTEMPTS = f"""
 REGISTERED = f"""
     SELECT {QUARTER.format("registered_at")}, 'registered', '', 0, count(*), 0 FROM {{source}} GROUP BY 1
 """
-# A row that does not say when it was taken was taken on the first day that is known of it.
+# A row that does not say when it was taken was taken on the first day that is known of it: at ten o'clock in
+# UTC, which is that day in all zones from Hawaii to New Zealand.
 TAKEN = f"""
-    SELECT {QUARTER.format("coalesce(taken_at, (start_date + time '12:00') AT TIME ZONE 'UTC')")}, 'taken',
+    SELECT {QUARTER.format("coalesce(taken_at, (start_date + time '10:00') AT TIME ZONE 'UTC')")}, 'taken',
         currency, 0, count(*), 0
     FROM {{source}} GROUP BY 1, 3
 """
-FIRST_DAYS = """(
+# What was paid is locked by then, so this is all that there will be of packages from before.
+FIRST_DAYS = """
+    CREATE TEMPORARY TABLE first_days ON COMMIT DROP AS
+    SELECT company_id, company_package_id, min(period_start) AS day FROM company_payments GROUP BY 1, 2
+"""
+TAKEN_BEFORE = """(
     SELECT cp.taken_at, cp.currency, least(cp.start_date, first.day) AS start_date
-    FROM company_packages cp LEFT JOIN (
-        SELECT company_id, company_package_id, min(period_start) AS day FROM company_payments GROUP BY 1, 2
-    ) first ON first.company_id = cp.company_id AND first.company_package_id = cp.id
+    FROM company_packages cp LEFT JOIN first_days first
+        ON first.company_id = cp.company_id AND first.company_package_id = cp.id
 ) AS taken"""
 
 INTO = "INSERT INTO report_entries (at, figure, currency, attempt, number, amount_minor)"
@@ -45,7 +51,7 @@ COUNTED = {
     # table: what an entry says of new rows, and what those are that are there already
     "company_payments": (ATTEMPTS, "company_payments"),
     "companies": (REGISTERED, "companies"),
-    "company_packages": (TAKEN, FIRST_DAYS),
+    "company_packages": (TAKEN, TAKEN_BEFORE),
 }
 
 
@@ -133,9 +139,11 @@ def upgrade() -> None:
             "figure IN ('charged', 'declined', 'outage', 'registered', 'taken')",
             name=op.f("report_entries_figure_check"),
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("report_entries_pkey")),
+        sa.PrimaryKeyConstraint(
+            "at", "figure", "currency", "attempt", "id", name=op.f("report_entries_pkey")
+        ),
     )
-    op.create_index(op.f("report_entries_at_idx"), "report_entries", ["at"])
+    op.create_index("report_entries_single_idx", "report_entries", ["at"], postgresql_where=sa.text("id > 0"))
     op.create_table(
         "daily_reports",
         sa.Column("day", sa.Date(), nullable=False),
@@ -143,11 +151,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("day", name=op.f("daily_reports_pkey")),
     )
     op.add_column("company_packages", sa.Column("taken_at", sa.DateTime(timezone=True), nullable=True))
-    # A trigger's lock keeps others from adding rows: what is there is counted once, what comes by it.
-    for table, (query, _) in COUNTED.items():
+    # A trigger's lock keeps others from adding rows: what is there is counted once, what comes by it. The
+    # payments, which take the longest, come first, so that the other tables are not locked for as long.
+    for table, (query, source) in COUNTED.items():
         count_rows(table, query)
-    for query, source in COUNTED.values():
         op.execute(f"{INTO} {query.format(source=source)}")
+        if table == "company_payments":
+            op.execute(FIRST_DAYS)
 
 
 def downgrade() -> None:
