@@ -323,9 +323,12 @@ def test_a_text_without_a_translation_is_told_in_english(
 def test_what_a_translator_has_not_done_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(languages, "CATALOGUES", tmp_path)
     languages.path_of("tr").parent.mkdir(parents=True)
-    languages.path_of("tr").write_text(
-        'msgid "Type"\nmsgstr "Tür"\n\nmsgid "Status"\nmsgstr ""\n\n#, fuzzy\nmsgid "Problem"\nmsgstr "Sorun"\n'
-    )
+    texts = [
+        'msgid "Type"\nmsgstr "Tür"',
+        'msgid "Status"\nmsgstr ""',
+        '#, fuzzy\nmsgid "Problem"\nmsgstr "Sorun"',
+    ]
+    languages.path_of("tr").write_text("\n\n".join(texts))
 
     assert languages.catalogue.__wrapped__("tr") == {"Type": "Tür"}
 
