@@ -70,7 +70,7 @@ def _wants_json() -> bool:
 
 def _page(name: str, language: str, **values: Any) -> Response:
     say = partial(languages.say, language=language)
-    page = render_template(name, _=say, code=_code, language=language, style=Markup(STYLE), **values)  # noqa: S704 - a file of ours
+    page = render_template(name, _=say, code=with_code, language=language, style=Markup(STYLE), **values)  # noqa: S704 - a file of ours
     response = make_response(page)
     response.headers["Content-Security-Policy"] = POLICY
     return _answer(response, language)
@@ -81,7 +81,7 @@ def _answer(response: Response, language: str) -> Response:
     return in_language(response, language)
 
 
-def _code(text: str) -> Markup:
+def with_code(text: str) -> Markup:
     """Return a text as HTML, with what stands between backticks as code."""
     parts = [escape(part) for part in text.split("`")]
     parts[1::2] = [Markup("<code>{}</code>").format(part) for part in parts[1::2]]

@@ -320,6 +320,19 @@ def test_a_text_without_a_translation_is_told_in_english(
     assert (problem["title"], problem["detail"]) == ("Bulunamadı", "There is nothing at this address.")
 
 
+def test_what_a_translator_has_not_done_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(languages, "CATALOGUES", tmp_path)
+    languages.path_of("tr").parent.mkdir(parents=True)
+    texts = [
+        'msgid "Type"\nmsgstr "Tür"',
+        'msgid "Status"\nmsgstr ""',
+        '#, fuzzy\nmsgid "Problem"\nmsgstr "Sorun"',
+    ]
+    languages.path_of("tr").write_text("\n\n".join(texts))
+
+    assert languages.catalogue.__wrapped__("tr") == {"Type": "Tür"}
+
+
 def test_a_sentence_is_its_english_text_and_knows_its_values() -> None:
     sentence = Sentence("%(most)s of 100 %%", most=7)
 

@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
+from blueprints.problem_pages import with_code
 from tests.api import DescribedClient, assert_problem, description
 from web import languages
 from web.problem_types import OF_HTTP, family, of_status, problem_types
@@ -86,6 +87,10 @@ def test_a_type_leads_to_its_page(client: DescribedClient, slug: str, language: 
         assert text.replace("`", "") in shown
     assert document["example"]["detail"] in page.text_in("pre")
     assert "`" not in "".join(text for _, text in page.texts)
+
+
+def test_words_of_the_contract_are_code_and_no_text_is_html() -> None:
+    assert with_code("`PATCH` <b> or `<i>`.") == "<code>PATCH</code> &lt;b&gt; or <code>&lt;i&gt;</code>."
 
 
 @pytest.mark.parametrize("language", languages.LANGUAGES)
