@@ -136,7 +136,7 @@ def read_report(
     if last < first:
         raise InvalidFieldError("#/to", "This is before `from`.")
     if (last - first).days >= MOST_DAYS:
-        raise InvalidFieldError("#/to", f"A report is of at most {MOST_DAYS} days.")
+        raise InvalidFieldError("#/to", "A report is of at most %(most)s days.", most=MOST_DAYS)
     return read_days(session, first, last, zone=zone)
 
 
