@@ -26,8 +26,8 @@ from config import ConfigError, parse_instant
 from listener import listen_command
 from models import BIGINT_MAX, PLATFORM_ID, db
 from seed import seed_command
+from staff import operator
 from terminal import ENDING, in_sentences, money, progress_bar, told_to_end
-from web.access import operator_token
 from web.context import Vade, vade
 
 STOP_S = 9.5
@@ -94,7 +94,6 @@ class Instant(click.ParamType[datetime]):
 
 billing = AppGroup("billing", help="Collect what is due, or watch how it would go.")
 callbacks = AppGroup("callbacks", help="Deliver callbacks, receive them, and care for their endpoints.")
-operator = AppGroup("operator", help="Operators: who may create packages and act for companies.")
 
 
 @billing.command("run")
@@ -213,15 +212,6 @@ def put_platform(session: Session, *, now: datetime) -> None:
 
 
 callbacks.add_command(listen_command)
-
-
-@operator.command("token")
-@click.option(
-    "--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="How long it lives."
-)
-def token_command(days: int) -> None:
-    """Print an operator's token."""
-    click.echo(operator_token(timedelta(days=days)))
 
 
 @contextmanager

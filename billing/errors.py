@@ -221,6 +221,16 @@ class SecretGoneError(VadeError):
     remedy = "Rotate the secret again, under a fresh key."
 
 
+class OperatorError(VadeError):
+    """The operator cannot have that."""
+
+    status = 409
+    slug = "operator-refused"
+    title = "Operator refused"
+    meaning = "An operator cannot be made, or given a token, as it was asked."
+    remedy = "Look at the operators there are: `flask operator list`."
+
+
 class RateLimitError(VadeError):
     """Too many requests: try again later."""
 

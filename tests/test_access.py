@@ -9,53 +9,70 @@ from typing import Any
 import jwt
 import pytest
 from flask import Flask
-from flask_jwt_extended import create_access_token, create_refresh_token
-from sqlalchemy import delete
+from flask_jwt_extended import decode_token
+from sqlalchemy import select
 from werkzeug.routing import Rule
 
-from models import Company
+from billing import operators, sessions
+from models import Callback, Company, Role
 from tests.api import DescribedClient, assert_problem, contents
-from tests.world import World
-from web.access import Access, access_of, operator_token
+from tests.world import CALLBACK_SECRET, World, bearer
+from web.access import Access, access_of, takes_body
+from web.rights import RIGHTS
 
-PUBLIC = {
-    ("POST", "/api/v1/register"),
-    ("POST", "/api/v1/login"),
-    ("GET", "/api/v1/packages"),
-    ("GET", "/api/v1/packages/<id>"),
-    ("GET", "/healthz"),
-    ("GET", "/readyz"),
-    ("GET", "/openapi.json"),
-    ("GET", "/docs"),
-    ("GET", "/docs/assets/<path:name>"),
-    ("GET", "/problems"),
-    ("GET", "/problems/<slug>"),
+LOGOUT = "/api/v1/logout"
+"""Answered in the same way where the session has ended already."""
+
+CALLERS = (
+    "nobody",
+    "company",
+    "refresh",  # the company, with its refresh token
+    "other",  # another company
+    "read",
+    "support",
+    "admin",
+    "revoked",  # an admin's token that was revoked
+    "disabled",  # the token of an admin who is disabled
+    "ended",  # the company's tokens of a session that has ended
+)
+
+# The status of each route's answer to each caller, in the order of CALLERS. What is asked is the company's.
+TABLE = """
+POST  /api/v1/register                        422 422 422 422 422 422 422 422 422 422
+POST  /api/v1/login                           422 422 422 422 422 422 422 422 422 422
+POST  /api/v1/token/refresh                   401 401 200 401 401 401 401 401 401 401
+POST  /api/v1/logout                          401 204 401 204 403 403 403 401 401 204
+POST  /api/v1/password                        401 422 401 422 403 403 403 401 401 401
+GET   /api/v1/companies/me                    401 200 401 200 403 403 403 401 401 401
+PATCH /api/v1/companies/me                    401 200 401 200 403 403 403 401 401 401
+GET   /api/v1/packages                        200 200 200 200 200 200 200 200 200 200
+GET   /api/v1/packages/<id>                   200 200 200 200 200 200 200 200 200 200
+POST  /api/v1/packages                        401 403 401 403 403 403 422 401 401 401
+PATCH /api/v1/packages/<id>                   401 403 401 403 403 403 200 401 401 401
+POST  /api/v1/company-packages                401 201 401 403 403 403 409 401 401 401
+GET   /api/v1/company-packages/current        401 200 401 200 403 403 403 401 401 401
+GET   /api/v1/company-payments                401 200 401 200 200 200 200 401 401 401
+GET   /api/v1/callbacks                       401 200 401 200 200 200 200 401 401 401
+GET   /api/v1/callbacks/<id>                  401 200 401 404 200 200 200 401 401 401
+POST  /api/v1/callbacks/<id>/replay           401 202 401 404 403 202 202 401 401 401
+GET   /api/v1/callback-endpoint               401 200 401 404 200 200 200 401 401 401
+POST  /api/v1/callback-endpoint/rotate-secret 401 200 401 404 403 403 200 401 401 401
+POST  /api/v1/callback-endpoint/ping          401 200 401 404 403 200 200 401 401 401
+POST  /api/v1/callback-endpoint/recover       401 422 401 422 403 422 422 401 401 401
+POST  /api/v1/callback-endpoint/enable        401 403 401 403 403 200 200 401 401 401
+GET   /api/v1/reports/daily                   401 403 401 403 200 200 200 401 401 401
+GET   /healthz                                200 200 200 200 200 200 200 200 200 200
+GET   /readyz                                 200 200 200 200 200 200 200 200 200 200
+GET   /openapi.json                           200 200 200 200 200 200 200 200 200 200
+GET   /docs                                   200 200 200 200 200 200 200 200 200 200
+GET   /problems                               200 200 200 200 200 200 200 200 200 200
+GET   /problems/<slug>                        200 200 200 200 200 200 200 200 200 200
+GET   /docs/assets/<path:name>                200 200 200 200 200 200 200 200 200 200
+"""
+EXPECTED = {
+    (method, path): dict(zip(CALLERS, map(int, statuses), strict=True))
+    for method, path, *statuses in map(str.split, TABLE.strip().splitlines())
 }
-OPERATORS = {
-    ("POST", "/api/v1/packages"),
-    ("PATCH", "/api/v1/packages/<id>"),
-    ("POST", "/api/v1/callback-endpoint/enable"),
-    ("GET", "/api/v1/reports/daily"),
-}
-COMPANIES = {
-    ("GET", "/api/v1/companies/me"),
-    ("PATCH", "/api/v1/companies/me"),
-    ("GET", "/api/v1/company-packages/current"),
-    ("POST", "/api/v1/logout"),
-    ("POST", "/api/v1/password"),
-}
-BOTH = {
-    ("POST", "/api/v1/company-packages"),
-    ("GET", "/api/v1/company-payments"),
-    ("GET", "/api/v1/callbacks"),
-    ("GET", "/api/v1/callbacks/<id>"),
-    ("POST", "/api/v1/callbacks/<id>/replay"),
-    ("GET", "/api/v1/callback-endpoint"),
-    ("POST", "/api/v1/callback-endpoint/rotate-secret"),
-    ("POST", "/api/v1/callback-endpoint/ping"),
-    ("POST", "/api/v1/callback-endpoint/recover"),
-}
-REFRESH = {("POST", "/api/v1/token/refresh")}
 
 
 def routes(app: Flask) -> Iterator[tuple[str, Rule]]:
@@ -73,22 +90,89 @@ def closed(app: Flask) -> Iterator[tuple[str, str, Access]]:
             yield method, rule.rule.replace("<id>", "1"), who
 
 
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
+def kind_for(who: Access) -> str:
+    """Return by which name the token for a route comes."""
+    return "refresh_token" if who is Access.REFRESH else "token"
 
 
-def test_every_route_is_open_to_those_the_contract_names(app: Flask) -> None:
-    found: dict[Access | None, set[tuple[str, str]]] = {}
-    for method, rule in routes(app):
-        found.setdefault(access_of(app.view_functions[rule.endpoint]), set()).add((method, rule.rule))
-
-    assert found == {
-        Access.PUBLIC: PUBLIC,
-        Access.OPERATOR: OPERATORS,
-        Access.COMPANY: COMPANIES,
-        Access.COMPANY_OR_OPERATOR: BOTH,
-        Access.REFRESH: REFRESH,
+def callers(world: World, company: Company) -> dict[str, dict[str, str]]:
+    """The headers of each caller; the company's are of a session each."""
+    refreshing, standing, ended = (world.session_tokens(company) for _ in range(3))
+    sessions.end(world.session, company.id, int(decode_token(ended["token"])["sid"]))
+    revoked, revoked_token = world.operator_token("admin")
+    operators.revoke(world.session, revoked, now=world.now)
+    operators.add(world.session, "disabled", Role.ADMIN, now=world.now)
+    _, disabled_token = world.operator_token("disabled")
+    operators.find(world.session, "disabled").disabled_at = world.now
+    world.session.commit()
+    return {
+        "nobody": {},
+        "company": bearer(standing["token"]),
+        "refresh": bearer(refreshing["refresh_token"]),
+        "other": world.token(world.company()),
+        **{str(role): world.operator(role) for role in Role},
+        "revoked": bearer(revoked_token),
+        "disabled": bearer(disabled_token),
+        "ended": bearer(ended["token"]),
+        "ended, refresh": bearer(ended["refresh_token"]),
     }
+
+
+def test_every_route_stands_in_the_table(app: Flask) -> None:
+    assert {(method, rule.rule) for method, rule in routes(app)} == set(EXPECTED)
+
+
+@pytest.mark.parametrize(("method", "rule"), EXPECTED, ids=map(" ".join, EXPECTED))
+def test_each_caller_gets_what_the_table_says(
+    client: DescribedClient, app: Flask, world: World, method: str, rule: str
+) -> None:
+    company = world.company(callback_url="http://127.0.0.1:1024/", callback_secret=CALLBACK_SECRET)
+    package = world.package()
+    headers = callers(world, company)
+    client.patch("/api/v1/companies/me", headers=headers["company"], json={"name": "Gül"})
+    (callback_id,) = world.session.scalars(select(Callback.id).where(Callback.recipient == "company"))
+    world.session.commit()
+    id_ = callback_id if "callbacks" in rule else package.id
+    path = rule.replace("<id>", str(id_)).replace("<path:name>", "css/swagger-ui.css")
+    path = path.replace("<slug>", "not-found")
+    view = app.view_functions[app.url_map.bind("").match(path, method)[0]]
+    body = {"company_id": company.id, "package_id": package.id} if "company-packages" in rule else {}
+    if access_of(view) is Access.REFRESH:
+        headers["ended"] = headers["ended, refresh"]
+
+    def status(caller: str) -> int:
+        sent = {"json": body} if takes_body(view) else {}
+        with client.open(path, method=method, headers=headers[caller], **sent) as response:
+            return int(response.status_code)
+
+    expected = EXPECTED[method, rule]
+    refused = [caller for caller in CALLERS if expected[caller] in {401, 403}]
+    before = contents(world.session)
+    found = {caller: status(caller) for caller in refused}
+    assert contents(world.session) == before
+    found |= {caller: status(caller) for caller in CALLERS if caller not in refused}
+
+    assert found == expected
+
+
+def test_the_rights_of_operators_are_of_routes_that_are_open_to_them(app: Flask) -> None:
+    open_to_operators = {
+        name
+        for name, view in app.view_functions.items()
+        if access_of(view) in {Access.OPERATOR, Access.COMPANY_OR_OPERATOR}
+    }
+
+    assert set(RIGHTS) == open_to_operators
+
+
+def test_what_is_in_no_table_is_closed_to_every_operator(
+    client: DescribedClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(RIGHTS, "company_payments.list_payments")
+
+    for role in Role:
+        assert_problem(client.get("/api/v1/company-payments", headers=world.operator(role)), 403)
+    assert client.get("/api/v1/company-payments", headers=world.token(world.company())).status_code == 200
 
 
 def test_a_view_that_says_nothing_is_closed(
@@ -123,17 +207,6 @@ def test_a_company_may_not_do_what_is_an_operators(client: DescribedClient, app:
                 assert_problem(response, 403)
 
     assert contents(world.session) == before
-
-
-def test_an_operator_is_no_company(client: DescribedClient, app: Flask, world: World) -> None:
-    for method, path, who in closed(app):
-        response = client.open(path, method=method, headers=world.operator(), json={})
-        if who is Access.COMPANY:
-            assert_problem(response, 403)
-        elif who is Access.REFRESH:
-            assert_problem(response, 401)
-        else:
-            assert response.status_code not in {401, 403}
 
 
 def segment(value: Any) -> str:
@@ -181,8 +254,15 @@ BAD_TOKENS: dict[str, Forger] = {
     "subject empty": lambda app, claims: signed(app, claims | {"sub": ""}),
     "subject null": lambda app, claims: signed(app, claims | {"sub": None}),
     "subject missing": lambda app, claims: signed(app, {k: v for k, v in claims.items() if k != "sub"}),
+    "session missing": lambda app, claims: signed(app, {k: v for k, v in claims.items() if k != "sid"}),
+    "session a number": lambda app, claims: signed(app, claims | {"sid": int(claims["sid"])}),
+    "session of nobody": lambda app, claims: signed(app, claims | {"sid": str(2**63 - 1)}),
+    "session of another": lambda app, claims: signed(app, claims | {"sub": str(int(claims["sub"]) - 1)}),
     "role unknown": lambda app, claims: signed(app, claims | {"role": "root", "sub": "0"}),
 }
+
+ENDED = {"session of nobody", "session of another"}
+"""Whose session does not stand, as that of a token with which its company logged out already."""
 
 
 def _with_claims(token: str, claims: dict[str, Any]) -> str:
@@ -194,45 +274,61 @@ def _with_claims(token: str, claims: dict[str, Any]) -> str:
 def test_a_token_that_is_not_good_opens_nothing(
     client: DescribedClient, app: Flask, world: World, kind: str
 ) -> None:
+    world.company()
     company = world.company()
-    tokens = {False: create_access_token(str(company.id)), True: create_refresh_token(str(company.id))}
     key = app.config["JWT_SECRET_KEY"]
-    claims = {refresh: jwt.decode(token, key, algorithms=["HS256"]) for refresh, token in tokens.items()}
+    claims = {
+        name: jwt.decode(token, key, algorithms=["HS256"]) for name, token in world.tokens(company).items()
+    }
 
     for method, path, who in closed(app):
-        bad = BAD_TOKENS[kind](app, claims[who is Access.REFRESH])
+        if path == LOGOUT and kind in ENDED:
+            continue
+        bad = BAD_TOKENS[kind](app, claims[kind_for(who)])
         assert_problem(client.open(path, method=method, headers=bearer(bad), json={}), 401)
 
 
-def test_an_expired_operators_token_opens_nothing(client: DescribedClient, app: Flask) -> None:
-    token = operator_token(timedelta(seconds=-1))
+def test_an_expired_operators_token_opens_nothing(client: DescribedClient, app: Flask, world: World) -> None:
+    _, token = world.operator_token("admin", lifetime=timedelta(seconds=-1))
 
     for method, path, _ in closed(app):
         assert_problem(client.open(path, method=method, headers=bearer(token), json={}), 401)
 
 
-def test_a_refresh_token_is_no_access_token_nor_the_other_way_round(
-    client: DescribedClient, app: Flask, world: World
-) -> None:
-    company = world.company()
+# Each makes an operator's token out of the claims of one that is good.
+BAD_OPERATORS: dict[str, Forger] = {
+    # As versions before these made them.
+    "of no row": lambda app, claims: signed(app, claims | {"jti": "5fb8f1a0-7a53-4a8e-9d2b-0a8a3d6ae0ba"}),
+    "of nobody's row": lambda app, claims: signed(app, claims | {"jti": str(2**63 - 1)}),
+    "of a number": lambda app, claims: signed(app, claims | {"jti": int(claims["jti"])}),
+    "of nothing": lambda app, claims: signed(app, {k: v for k, v in claims.items() if k != "jti"}),
+    "of another role": lambda app, claims: signed(app, claims | {"role": "admin"}),
+}
 
-    for method, path, who in closed(app):
-        make = create_access_token if who is Access.REFRESH else create_refresh_token
-        response = client.open(path, method=method, headers=bearer(make(str(company.id))), json={})
-        assert_problem(response, 401)
+
+@pytest.mark.parametrize("kind", BAD_OPERATORS)
+def test_an_operators_token_that_is_not_good_opens_nothing(
+    client: DescribedClient, app: Flask, world: World, kind: str
+) -> None:
+    _, token = world.operator_token("admin")
+    claims = jwt.decode(token, app.config["JWT_SECRET_KEY"], algorithms=["HS256"])
+    bad = BAD_OPERATORS[kind](app, claims)
+
+    for method, path, _ in closed(app):
+        assert_problem(client.open(path, method=method, headers=bearer(bad), json={}), 401)
 
 
 def test_the_token_of_a_company_that_is_gone_opens_nothing(
     client: DescribedClient, app: Flask, world: World
 ) -> None:
     company = world.company()
-    world.session.execute(delete(Company).where(Company.id == company.id))
-    world.session.commit()
-    world.session.expunge_all()
+    tokens = world.tokens(company)
+    world.remove(company)
 
     for method, path, who in closed(app):
-        make = create_refresh_token if who is Access.REFRESH else create_access_token
-        response = client.open(path, method=method, headers=bearer(make(str(company.id))), json={})
+        if path == LOGOUT:
+            continue
+        response = client.open(path, method=method, headers=bearer(tokens[kind_for(who)]), json={})
         assert_problem(response, 401)
 
 

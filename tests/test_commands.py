@@ -10,10 +10,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 from click.testing import Result
-from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from billing.documents import instant_text
@@ -337,28 +335,15 @@ def test_callbacks_that_are_due_are_delivered_and_counted(flask: Flask, world: W
         assert (len(good.received), len(bad.received)) == (3, 1)
 
 
-@pytest.mark.parametrize(("arguments", "days"), [([], 30), (["--days", "1"], 1), (["--days", "3650"], 3650)])
-def test_an_operators_token_lives_as_long_as_it_was_asked_to(
-    flask: Flask, world: World, client: FlaskClient, arguments: list[str], days: int
-) -> None:
-    result = flask("operator", "token", *arguments)
-
-    token = result.stdout.strip()
-    claims = jwt.decode(token, world.app.config["JWT_SECRET_KEY"], algorithms=["HS256"])
-    assert claims["role"] == "operator"
-    assert claims["exp"] - claims["iat"] == days * 86_400
-    answer = client.get("/api/v1/company-payments", headers={"Authorization": f"Bearer {token}"})
-    assert answer.status_code == 200
-
-
-@pytest.mark.parametrize("days", ["0", "-1", "3651", "1e3"])
-def test_an_operators_token_of_no_days_is_refused(flask: Flask, days: str) -> None:
-    assert flask("operator", "token", "--days", days).exit_code == 2
-
-
 @pytest.mark.parametrize(
     "command",
-    [["billing", "run"], ["billing", "simulate", "--days", "1"], ["callbacks", "deliver"]],
+    [
+        ["billing", "run"],
+        ["billing", "simulate", "--days", "1"],
+        ["callbacks", "deliver"],
+        ["operator", "token"],
+        ["operator", "list"],
+    ],
     ids=" ".join,
 )
 def test_a_database_that_does_not_answer_gets_a_sentence(tmp_path: Path, command: list[str]) -> None:

@@ -31,7 +31,8 @@ LAYERS = {
     "operations": {"cli", "inspection", "terminal", "web", "billing", "models"},
     "report_tables": {"terminal", "billing"},
     "report_commands": {"report_tables", "terminal", "web", "billing", "models"},
-    "cli": {"terminal", "listener", "seed", "web", "billing", "models", "config"},
+    "staff": {"terminal", "web", "billing", "models"},
+    "cli": {"terminal", "listener", "seed", "staff", "web", "billing", "models", "config"},
     "wsgi": {
         "blueprints",
         "cli",

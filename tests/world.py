@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, select, text, update
+from sqlalchemy import Engine, delete, select, text, update
 from sqlalchemy.orm import Session
 
-from billing import callback_endpoints, company_packages, sessions
+from billing import callback_endpoints, company_packages, operators, sessions
 from billing.charging import ChargePool
 from billing.clock import Clock
 from billing.collection import Collector, PassResult
@@ -31,6 +31,7 @@ from models import (
     Login,
     Package,
     PaymentJob,
+    Role,
     db,
 )
 from web.access import operator_token, session_tokens
@@ -252,22 +253,48 @@ class World:
     def tokens(self, company: Company) -> dict[str, str]:
         """Both tokens of a company's first session, which is begun where there is none."""
         first = (
-            select(CompanySession).where(CompanySession.company_id == company.id).order_by(CompanySession.id)
+            select(CompanySession.id, CompanySession.generation)
+            .where(CompanySession.company_id == company.id)
+            .order_by(CompanySession.id)
+            .limit(1)
         )
-        found = self.session.scalars(first.limit(1).execution_options(populate_existing=True)).one_or_none()
-        id_, generation = (found.id, found.generation) if found else (self.begin_session(company), 0)
+        id_, generation = self.session.execute(first).one_or_none() or (self.begin_session(company), 0)
+        return self._minted(company, id_, generation)
+
+    def session_tokens(self, company: Company) -> dict[str, str]:
+        """Both tokens of a session that is begun for them."""
+        return self._minted(company, self.begin_session(company), 0)
+
+    def _minted(self, company: Company, session_id: int, generation: int) -> dict[str, str]:
         self.session.commit()
         with self.app.test_request_context():
-            return session_tokens(company.id, id_, generation)
+            return session_tokens(company.id, session_id, generation)
+
+    def remove(self, company: Company) -> None:
+        """Let a company be gone, with its sessions; its login stays."""
+        for table, key in ((CompanySession, CompanySession.company_id), (Company, Company.id)):
+            self.session.execute(delete(table).where(key == company.id))
+        self.session.commit()
+        self.session.expunge_all()
 
     def begin_session(self, company: Company) -> int:
         """Begin a session, as a login does; return its id."""
         return sessions.begin(self.session, company.id, now=self.vade.clock.read(self.session).real)
 
-    def operator(self) -> dict[str, str]:
-        """The header with which an operator calls."""
+    def operator(self, role: Role = Role.ADMIN) -> dict[str, str]:
+        """The header with which an operator calls who is named after the role."""
+        return bearer(self.operator_token(role)[1])
+
+    def operator_token(self, name: str, *, lifetime: timedelta = timedelta(hours=1)) -> tuple[int, str]:
+        """A token of an operator, by its id; one that is named after a role is made where missing."""
+        now = self.vade.clock.read(self.session).real
+        if name in list(Role):
+            operators.obtain(self.session, Role(name), now=now)
+        whose = operators.find(self.session, name)
+        given = operators.give_token(self.session, whose, lifetime=lifetime, now=now)
+        self.session.commit()
         with self.app.test_request_context():
-            return {"Authorization": f"Bearer {operator_token(timedelta(hours=1))}"}
+            return given.id, operator_token(given.id, lifetime)
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -19,10 +19,11 @@ from flask_jwt_extended import (
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt import PyJWTError
 
-from billing import sessions
+from billing import operators, sessions
 from billing.errors import ForbiddenError, TokenError
-from models import BIGINT_MAX, db
+from models import BIGINT_MAX, Role, db
 from web.bodies import check_body
+from web.rights import may
 
 ACCESS_LIFETIME = timedelta(hours=1)
 OPERATOR = "operator"
@@ -44,14 +45,16 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose token came with the request; ``company_id`` and ``session_id`` are None for an operator.
+    """Whose token came with the request: a company's of a session, or else an operator's.
 
     ``generation`` is a refresh token's: how often its session had been refreshed when it was made.
     """
 
-    company_id: int | None
+    company_id: int | None = None
     session_id: int | None = None
     generation: int | None = None
+    operator_id: int | None = None
+    role: Role | None = None
 
     @property
     def is_operator(self) -> bool:
@@ -113,9 +116,11 @@ def session_tokens(company_id: int, session_id: int, generation: int) -> dict[st
     }
 
 
-def operator_token(lifetime: timedelta) -> str:
-    """Return a token with an operator's rights."""
-    token: str = create_access_token(OPERATOR, expires_delta=lifetime, additional_claims={"role": OPERATOR})
+def operator_token(id_: int, lifetime: timedelta) -> str:
+    """Return the operator's token of a row of ``operator_tokens``, which says what it is good for."""
+    # `jti`: what a token is revoked by (RFC 7519 §4.1.7).
+    claims = {"role": OPERATOR, "jti": str(id_)}
+    token: str = create_access_token(OPERATOR, expires_delta=lifetime, additional_claims=claims)
     return token
 
 
@@ -153,15 +158,24 @@ def _authenticate(who: Access, *, finds_session: bool) -> Caller:
         # ValueError: bytes in the header or the claims that are no text.
         raise TokenError from error
     if claims.get("role") == OPERATOR:
-        if who not in {Access.OPERATOR, Access.COMPANY_OR_OPERATOR}:
-            raise ForbiddenError
-        return Caller(None)
+        return _operator(claims, who)
     company = Caller(_id(claims, "sub"), _id(claims, "sid"), _generation(claims, who))
     if not finds_session and not _stands(company):
         raise TokenError
     if who is Access.OPERATOR:
         raise ForbiddenError
     return company
+
+
+def _operator(claims: dict[str, Any], who: Access) -> Caller:
+    rights = operators.find_rights(db.session(), _id(claims, "jti"))
+    if rights is None:
+        raise TokenError
+    if who not in {Access.OPERATOR, Access.COMPANY_OR_OPERATOR} or not may(
+        rights.role, str(request.endpoint)
+    ):
+        raise ForbiddenError
+    return Caller(operator_id=rights.operator_id, role=rights.role)
 
 
 def _stands(company: Caller) -> bool:

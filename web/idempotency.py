@@ -179,7 +179,7 @@ def _keyed(header: str, *, of_session: bool) -> Keyed:
 def _name(caller: Caller | None) -> str:
     if caller is None:
         return f"address {request.remote_addr}"
-    return "operator" if caller.is_operator else f"company {caller.company_id}"
+    return f"operator {caller.operator_id}" if caller.is_operator else f"company {caller.company_id}"
 
 
 def _asked_body() -> Any:

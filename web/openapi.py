@@ -9,11 +9,13 @@ from flask_openapi3 import Info, OpenAPI, Tag
 from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
+from models import Role
 from web.access import Access, access_of, takes_body
 from web.bodies import StrictJSON
 from web.idempotency import is_idempotent
 from web.problem_types import problem_types
 from web.problems import MEDIA_TYPE, from_validation_error
+from web.rights import RIGHTS
 from web.schemas import Problem, ValidationProblem
 from web.webhooks import message_schemas, webhooks
 
@@ -98,14 +100,15 @@ def describe() -> dict[str, Any]:
 
 def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
     """Add to each operation who may call it and which problems it can answer with."""
-    views = {
-        (rule.rule.replace("<", "{").replace(">", "}"), method.lower()): app.view_functions[rule.endpoint]
+    endpoints = {
+        (rule.rule.replace("<", "{").replace(">", "}"), method.lower()): rule.endpoint
         for rule in app.url_map.iter_rules()
         for method in rule.methods or ()
     }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            view = views[path, method]
+            endpoint = endpoints[path, method]
+            view = app.view_functions[endpoint]
             who = access_of(view)
             answers = operation["responses"]
             # The library writes the lines of a docstring as HTML; descriptions are CommonMark.
@@ -115,7 +118,7 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
                 operation["security"] = []
             else:
                 operation["security"] = [{BEARER: []}]
-                text += f"\n\nFor {who}."
+                text += f"\n\nFor {who}{_role(endpoint)}."
                 statuses += [401, 403]
             operation["description"] = text
             if takes_body(view):
@@ -142,6 +145,15 @@ def _list_of_problems() -> str:
     rows = (f"| {t.status} | [{t.title}]({t.uri}) | `{t.slug}` |" for t in problem_types().values())
     head = "Its `type` leads to a page that says what it means and what to do:"
     return "\n".join(["", head, "", "| status | problem | type |", "|---|---|---|", *rows, ""])
+
+
+def _role(endpoint: str) -> str:
+    """Return which role an operator needs to call it; empty where it is not open to operators."""
+    if endpoint not in RIGHTS:
+        return ""
+    return (
+        f" with the role `{RIGHTS[endpoint]}`{'' if RIGHTS[endpoint] is Role.ADMIN else ' or a higher one'}"
+    )
 
 
 def _without_nulls(value: Any) -> Any:
