@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import flask_migrate
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from billing.gateways import GatewayUnavailable
@@ -266,6 +266,18 @@ def test_the_sum_never_changes_while_two_add_up_and_rows_arrive(committed: World
 def test_what_was_there_before_the_migration_is_counted_as_if_it_had_come_after(
     server_url: str, tmp_path: Path
 ) -> None:
+    waited_for: list[set[str]] = []
+
+    def look(connection: Any, _: Any, statement: str, *__: Any) -> None:
+        """Note what is locked when the payments are counted, and when the companies are."""
+        if "INSERT INTO report_entries" in statement and not statement.lstrip().startswith("CREATE"):
+            held = connection.connection.driver_connection.execute(
+                "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid()"
+                " AND relation > 16384 AND mode ~ 'Exclusive' AND relation::regclass::text = ANY(%s)",
+                [["companies", "company_packages", "packages", "payment_jobs", "company_payments"]],
+            )
+            waited_for.append({name for (name,) in held})
+
     with new_database(server_url, prefix="vade_counted") as url:
         app = create_app(settings_for(url, tmp_path))
         with app.app_context():
@@ -276,6 +288,7 @@ def test_what_was_there_before_the_migration_is_counted_as_if_it_had_come_after(
                 payer = Payer(1, 1)
                 before = [payer.row(NOW + timedelta(hours=7 * n), status=n % 2) for n in range(50)]
                 insert(connection, *before)
+            event.listen(db.engine, "before_cursor_execute", look)
             flask_migrate.upgrade(migrations)
             with psycopg.connect(url) as connection:
                 insert(connection, payer.row(NOW), payer.row(NOW, attempt=3, currency="EUR"))
@@ -289,5 +302,6 @@ def test_what_was_there_before_the_migration_is_counted_as_if_it_had_come_after(
             db.session.remove()
             db.engine.dispose()
 
+    assert waited_for[0] == {"company_payments"}, "requests go on while payments are counted"
     assert found == expected
     assert sum(value for key, value in found.items() if key[2:] == ("charged", 1, "number")) == 26

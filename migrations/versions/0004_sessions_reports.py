@@ -1,8 +1,8 @@
 """Sessions that can be ended, operators with roles, kept answers, and figures for reports.
 
 Only adds: programs of the revision before go on on the new schema. What is there already is counted for the
-reports while ``company_payments`` takes no rows: collection waits for it. Requests that write go on meanwhile,
-but for the moment at the end in which companies and their packages are counted.
+reports while ``company_payments`` takes no rows: collection waits for it. Requests go on meanwhile, but for those
+that write in the moment at the end in which companies and their packages are counted.
 
 Revision ID: 0004
 Revises: 0003
@@ -40,7 +40,7 @@ FIRST_DAYS = """
     SELECT company_id, company_package_id, min(period_start) AS day FROM company_payments GROUP BY 1, 2
 """
 TAKEN_BEFORE = """(
-    SELECT cp.taken_at, cp.currency, least(cp.start_date, first.day) AS start_date
+    SELECT NULL::timestamptz AS taken_at, cp.currency, least(cp.start_date, first.day) AS start_date
     FROM company_packages cp LEFT JOIN first_days first
         ON first.company_id = cp.company_id AND first.company_package_id = cp.id
 ) AS taken"""
@@ -73,6 +73,40 @@ FOR EACH STATEMENT EXECUTE FUNCTION count_{table}()
 
 
 def upgrade() -> None:
+    """Count first, and lock the tables of requests last: each lock is held to the end."""
+    create_entries()
+    for table, (query, source) in COUNTED.items():
+        # A trigger's lock keeps others from adding rows: what is there is counted once, what comes by it.
+        count_rows(table, query)
+        op.execute(f"{INTO} {query.format(source=source)}")
+        if table == "company_payments":
+            op.execute(FIRST_DAYS)
+    create_others()
+    op.add_column("company_packages", sa.Column("taken_at", sa.DateTime(timezone=True), nullable=True))
+
+
+def create_entries() -> None:
+    op.create_table(
+        "report_entries",
+        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("figure", sa.Text(), nullable=False),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("amount_minor", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "figure IN ('charged', 'declined', 'outage', 'registered', 'taken')",
+            name=op.f("report_entries_figure_check"),
+        ),
+        sa.PrimaryKeyConstraint(
+            "at", "figure", "currency", "attempt", "id", name=op.f("report_entries_pkey")
+        ),
+    )
+    op.create_index("report_entries_single_idx", "report_entries", ["at"], postgresql_where=sa.text("id > 0"))
+
+
+def create_others() -> None:
     op.create_table(
         "company_sessions",
         sa.Column("company_id", sa.BigInteger(), nullable=False),
@@ -127,37 +161,11 @@ def upgrade() -> None:
     )
     op.create_index(op.f("idempotency_keys_created_at_idx"), "idempotency_keys", ["created_at"])
     op.create_table(
-        "report_entries",
-        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("figure", sa.Text(), nullable=False),
-        sa.Column("currency", sa.Text(), nullable=False),
-        sa.Column("attempt", sa.SmallInteger(), nullable=False),
-        sa.Column("number", sa.BigInteger(), nullable=False),
-        sa.Column("amount_minor", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint(
-            "figure IN ('charged', 'declined', 'outage', 'registered', 'taken')",
-            name=op.f("report_entries_figure_check"),
-        ),
-        sa.PrimaryKeyConstraint(
-            "at", "figure", "currency", "attempt", "id", name=op.f("report_entries_pkey")
-        ),
-    )
-    op.create_index("report_entries_single_idx", "report_entries", ["at"], postgresql_where=sa.text("id > 0"))
-    op.create_table(
         "daily_reports",
         sa.Column("day", sa.Date(), nullable=False),
         sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("day", name=op.f("daily_reports_pkey")),
     )
-    op.add_column("company_packages", sa.Column("taken_at", sa.DateTime(timezone=True), nullable=True))
-    # A trigger's lock keeps others from adding rows: what is there is counted once, what comes by it. The
-    # payments, which take the longest, come first, so that the other tables are not locked for as long.
-    for table, (query, source) in COUNTED.items():
-        count_rows(table, query)
-        op.execute(f"{INTO} {query.format(source=source)}")
-        if table == "company_payments":
-            op.execute(FIRST_DAYS)
 
 
 def downgrade() -> None:
