@@ -481,6 +481,10 @@ def add_due(database: Database, number: int) -> None:
 def test_a_worker_tells_what_it_does(database_url: str, tmp_path: Path, port: int) -> None:
     database = Database(database_url)
     add_due(database, 3)
+    # Yesterday's report was sent, and today's is not due: what is delivered is of the companies.
+    database.do(
+        "INSERT INTO daily_reports SELECT current_date - 2 + n, now() FROM generate_series(0, 2) AS n"
+    )
     address = f"http://127.0.0.1:{port}"
 
     with receiver() as platform:
