@@ -34,12 +34,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which callbacks are listed: those for one company's endpoint, or all, of a type, status and time.
+    """Which callbacks are listed: those for one company's endpoint, those about a company, or all.
 
-    ``since`` is included, ``until`` is not; both are real time.
+    Of these, those of a type, status and time: ``since`` is included, ``until`` is not; both are real time.
     """
 
     company_id: int | None = None
+    about_company_id: int | None = None
     type: str | None = None
     status: str | None = None
     since: datetime | None = None
@@ -51,6 +52,8 @@ def list_newest(session: Session, wanted: Wanted, *, before: Place | None, limit
     query = select(*_SHOWN).order_by(*(column.desc() for column in _ORDER)).limit(limit)
     if wanted.company_id is not None:
         query = _for_company(query, wanted.company_id)
+    elif wanted.about_company_id is not None:
+        query = query.where(_COLUMNS.company_id == wanted.about_company_id)
     # Type and status are written out, so that the planner sees which partial index has them.
     if wanted.type is not None:
         query = query.where(_COLUMNS.type == literal(wanted.type, literal_execute=True))

@@ -26,14 +26,31 @@ class Place:
     attempt: int
 
 
-def list_newest(
-    session: Session, *, company_id: int | None, before: Place | None, limit: int
-) -> list[Row[Any]]:
-    """Return up to ``limit`` attempts older than ``before``, newest first, of one company or of all."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which attempts are listed: of one company or all, of a status, and of a time.
+
+    ``since`` is included, ``until`` is not; both are business time.
+    """
+
+    company_id: int | None = None
+    status: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def list_newest(session: Session, wanted: Wanted, *, before: Place | None, limit: int) -> list[Row[Any]]:
+    """Return up to ``limit`` attempts older than ``before``, newest first."""
     order = [_COLUMNS[field.name] for field in fields(Place)]
     query = select(*_COLUMNS).order_by(*(column.desc() for column in order)).limit(limit)
-    if company_id is not None:
-        query = query.where(_COLUMNS.company_id == company_id)
+    if wanted.company_id is not None:
+        query = query.where(_COLUMNS.company_id == wanted.company_id)
+    if wanted.status is not None:
+        query = query.where(_COLUMNS.status == wanted.status)
+    if wanted.since is not None:
+        query = query.where(_COLUMNS.attempted_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(_COLUMNS.attempted_at < wanted.until)
     if before is not None:
         query = query.where(tuple_(*order) < astuple(before))
     return list(session.execute(query))

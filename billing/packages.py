@@ -43,8 +43,11 @@ def change(session: Session, package_id: int, changes: Mapping[str, str | int]) 
     return package
 
 
-def list_packages(session: Session, *, after_id: int, limit: int) -> Sequence[Package]:
-    """Return up to ``limit`` packages whose id is above ``after_id``, by id."""
-    return session.scalars(
-        select(Package).where(Package.id > after_id).order_by(Package.id).limit(limit)
-    ).all()
+def list_packages(
+    session: Session, *, status: int | None = None, after_id: int, limit: int
+) -> Sequence[Package]:
+    """Return up to ``limit`` packages whose id is above ``after_id``, by id, of a status or of any."""
+    query = select(Package).where(Package.id > after_id).order_by(Package.id).limit(limit)
+    if status is not None:
+        query = query.where(Package.status == status)
+    return session.scalars(query).all()

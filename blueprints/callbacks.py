@@ -15,7 +15,7 @@ from web.access import Access, caller, open_to
 from web.context import transaction, vade
 from web.idempotency import idempotent
 from web.openapi import problems, tag
-from web.paging import PageQuery, page, read_cursor
+from web.paging import CompanyPageQuery, Page, check_company, page, read_cursor
 from web.schemas import CallbackAnswer, CallbackList, CallbackPath, CallbackWithBody
 from web.webhooks import WHEN
 
@@ -38,7 +38,7 @@ def _known(type_: str) -> str:
 Type = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(WHEN)})]
 
 
-class CallbackQuery(PageQuery):
+class CallbackQuery(CompanyPageQuery):
     """Which callbacks are wanted."""
 
     type: Type | None = Field(None, description="Only messages of this type.")
@@ -49,17 +49,20 @@ class CallbackQuery(PageQuery):
     until: Instant | None = Field(None, description="Only messages written before this instant.")
 
 
-@blueprint.get("", summary="List callbacks", responses={200: CallbackList})
+@blueprint.get(
+    "", summary="List callbacks", responses={200: CallbackList, **problems(s404="There is no such company")}
+)
 @open_to(Access.COMPANY_OR_OPERATOR)
-def list_callbacks(query: CallbackQuery) -> dict[str, Any]:
+def list_callbacks(query: CallbackQuery) -> Page:
     """Return messages with every attempt, newest first: those to a company's endpoint; all for an operator.
 
     A message is `pending` until its next attempt, `waiting` while its endpoint is left alone after failures,
     `held` when its endpoint is disabled, `delivered`, or `exhausted` after the last attempt failed.
     """
     before = _place(read_cursor(query.cursor, of=LIST)) if query.cursor is not None else None
-    wanted = Wanted(caller().company_id, query.type, query.status, query.since, query.until)
+    wanted = Wanted(caller().company_id, query.company_id, query.type, query.status, query.since, query.until)
     with transaction() as session:
+        check_company(session, query)
         rows = callback_history.list_newest(session, wanted, before=before, limit=query.limit + 1)
         attempts = callback_history.list_attempts(session, rows[: query.limit])
     return page(

@@ -11,8 +11,9 @@ from web.access import Access, open_to
 from web.context import transaction
 from web.idempotency import idempotent
 from web.openapi import problems, tag
-from web.paging import PageQuery, page, read_cursor
+from web.paging import Page, PageQuery, page, read_cursor
 from web.schemas import (
+    FROM_TEXT,
     LEFT_OUT,
     BodyModel,
     Currency,
@@ -22,6 +23,7 @@ from web.schemas import (
     PackagePath,
     PeriodName,
     PriceMinor,
+    Status,
     Text,
 )
 
@@ -49,13 +51,21 @@ class PackageChanges(BodyModel):
     status: NewStatus = LEFT_OUT
 
 
+class PackageQuery(PageQuery):
+    """Which packages are wanted."""
+
+    status: Annotated[Status, FROM_TEXT] | None = Field(
+        None, description="Only packages that stand so: 1 = can be taken, 0 = withdrawn."
+    )
+
+
 @blueprint.get("", summary="List packages", responses={200: PackageList})
 @open_to(Access.PUBLIC)
-def list_packages(query: PageQuery) -> dict[str, Any]:
+def list_packages(query: PackageQuery) -> Page:
     """Return the packages by id, those that are withdrawn too."""
     after_id = read_cursor(query.cursor, of=LIST) if query.cursor is not None else 0
     with transaction() as session:
-        rows = packages.list_packages(session, after_id=after_id, limit=query.limit + 1)
+        rows = packages.list_packages(session, status=query.status, after_id=after_id, limit=query.limit + 1)
     return page(rows, limit=query.limit, of=LIST, document=package_document, place=lambda row: row.id)
 
 

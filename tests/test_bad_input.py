@@ -572,7 +572,7 @@ BAD_LIMIT = [
         *((f"limit={value}", ["#/limit"]) for value in [*BAD_LIMIT, "%D9%A1", "true", "null", "%FF"]),
         ("offset=1", ["#/offset"]),
         ("Limit=1", ["#/Limit"]),
-        ("limit=1&status=1&x=2", ["#/status", "#/x"]),
+        ("limit=1&colour=1&x=2", ["#/colour", "#/x"]),
         ("limit=0&page=2", ["#/limit", "#/page"]),
         ("=", ["#/"]),
     ],

@@ -280,7 +280,7 @@ def test_since_later_than_until_is_an_empty_list(client: DescribedClient, world:
         ("status=lost", ["#/status"]),
         ("status=", ["#/status"]),
         ("status=DELIVERED", ["#/status"]),
-        ("company_id=1", ["#/company_id"]),
+        ("company_id=0", ["#/company_id"]),
         ("recipient=platform", ["#/recipient"]),
         ("type=x&status=y&more=z", ["#/type", "#/status", "#/more"]),
     ],

@@ -141,8 +141,11 @@ EXPECTED = {
     "payments of all, next page": by("company_payments_newest_idx"),
     # What there is of one company may well be sorted.
     "payments of one": by("company_payments_attempt_of_period_key", sorts=None),
+    "payments of one, since": by("company_payments_attempt_of_period_key", sorts=None),
+    "payments of a time": by("company_payments_newest_idx"),
     "callbacks of all": by("callbacks_newest_idx"),
     "callbacks of one": by("callbacks_newest_of_company_idx", sorts=None),
+    "callbacks about one": by("callbacks_pkey", sorts=None),
     "callbacks that failed": by("callbacks_newest_failed_idx"),
     "callbacks of a rare type": by("callbacks_newest_of_type_idx"),
     # As much as a chunk holds is sorted, and never more.
@@ -319,11 +322,11 @@ class Looks:
         with self.recorded():
             assert session.get(Login, "store-777@store.example")
 
-    def payments(
-        self, session: Session, company_id: int | None = None, before: company_payments.Place | None = None
-    ) -> None:
+    def payments(self, session: Session, before: company_payments.Place | None = None, **wanted: Any) -> None:
         with self.recorded():
-            assert company_payments.list_newest(session, company_id=company_id, before=before, limit=20)
+            assert company_payments.list_newest(
+                session, company_payments.Wanted(**wanted), before=before, limit=20
+            )
 
     def callbacks(self, session: Session, **wanted: Any) -> None:
         with self.recorded():
@@ -358,8 +361,15 @@ LOOKS: dict[str, Callable[[Looks, Session], None]] = {
     "payments of all": Looks.payments,
     "payments of all, next page": lambda looks, session: looks.payments(session, before=PLACE),
     "payments of one": lambda looks, session: looks.payments(session, company_id=777),
+    "payments of one, since": lambda looks, session: looks.payments(
+        session, company_id=777, status=1, since=instant("2026-02-01"), until=instant("2026-05-01")
+    ),
+    "payments of a time": lambda looks, session: looks.payments(
+        session, status=1, since=instant("2026-03-10", 1), until=instant("2026-03-10", 3)
+    ),
     "callbacks of all": Looks.callbacks,
     "callbacks of one": lambda looks, session: looks.callbacks(session, company_id=777),
+    "callbacks about one": lambda looks, session: looks.callbacks(session, about_company_id=777),
     "callbacks that failed": lambda looks, session: looks.callbacks(session, status="held"),
     "callbacks of a rare type": lambda looks, session: looks.callbacks(session, type="company.updated"),
     "books, a chunk": Looks.check,
