@@ -43,6 +43,12 @@ LONGEST_INSTANT = 40
 # Python reads more: other calendars, a comma, an hour alone, offsets of seconds.
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
+DATABASE = "database"
+"""Where rate limits are counted, unless it is in Redis."""
+
+# As browsers write it (RFC 6454 §6.2).
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
 AMBIGUOUS_ZONES = frozenset({"CET", "EET", "MET", "WET", "localtime"})
 """Zones with summer time to Python, without to PostgreSQL's AT TIME ZONE; and one that it does not know."""
 
@@ -130,6 +136,8 @@ class Settings(BaseModel):
     )
     encryption_key: str | None = Field(None, alias="ENCRYPTION_KEY", repr=False)
     rate_limits: bool = Field(True, alias="RATE_LIMITS")
+    rate_limit_storage: str = Field(DATABASE, alias="RATE_LIMIT_STORAGE", repr=False)
+    cors_origins: str | None = Field(None, alias="CORS_ORIGINS")
     trusted_proxies: int = Field(0, alias="TRUSTED_PROXIES", ge=0, le=10)
     jwt_secret_key: str | None = Field(None, alias="JWT_SECRET_KEY", repr=False)
     web_concurrency: int = Field(2, alias="WEB_CONCURRENCY", ge=1, le=256)
@@ -188,6 +196,28 @@ class Settings(BaseModel):
             if parts.scheme not in {"http", "https"} or not parts.hostname:
                 raise ValueError("an http:// or https:// URL is wanted")
         return url
+
+    @field_validator("rate_limit_storage")
+    @classmethod
+    def _is_storage(cls, value: str) -> str:
+        parts = urlsplit(value)
+        try:
+            is_redis = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_redis = False
+        if value != DATABASE and not (is_redis and re.fullmatch("/?[0-9]{0,4}", parts.path)):
+            raise ValueError("`database` is wanted, or a URL such as redis://127.0.0.1:6379/0")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str | None) -> str | None:
+        origins = [part.strip() for part in (value or "*").split(",")]
+        if origins != ["*"]:
+            for origin in origins:
+                if not _ORIGIN.fullmatch(origin):
+                    raise ValueError(f"{origin!r} is no origin, such as https://shop.example")
+        return value
 
     @field_validator("callback_secret")
     @classmethod

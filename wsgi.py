@@ -28,6 +28,7 @@ from blueprints import (
 from config import ConfigError, Settings
 from database import engine_options
 from models import db
+from web import headers, limits
 from web.access import guard
 from web.context import Vade
 from web.exposition import Watch
@@ -54,6 +55,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     serve_metrics(app, settings)
     guard(app)
     handle_errors(app)
+    limits.serve(app, settings)
+    headers.serve(app, settings)
+    limits.serve(app, settings)
     cli.register(app)
     operations.register(app)
     report_commands.register(app)

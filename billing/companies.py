@@ -1,7 +1,7 @@
 """Companies: register, log in, change."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -167,16 +167,20 @@ def change(
     moment: Moment,
     outbox: Outbox,
     keyring: Keyring,
+    check: Callable[[Company], None] = lambda _: None,
 ) -> tuple[Company, str | None]:
     """Change what a company says of itself; return it, and the secret of its new endpoint if it set one.
 
     A change to the values that stand changes nothing and tells nobody. A company that sets another
     ``callback_url`` gets a new secret with it, and one that sets None loses both. Setting the one that
     stands enables it again, where it was disabled.
+
+    ``check`` may refuse, by an error, to change the company as it stands, which then stays so.
     """
     company = session.get(Company, company_id, with_for_update={"key_share": True}, populate_existing=True)
     if company is None:
         raise NotFoundError("There is no company with this id.")
+    check(company)
     changed = {field: value for field, value in changes.items() if getattr(company, field) != value}
     if changes.get("callback_url") is not None and "callback_url" not in changed:
         callback_endpoints.enable(session, company_id)

@@ -211,6 +211,19 @@ class KeyBusyError(VadeError):
     retry_after_s: ClassVar[int] = 1
 
 
+class PreconditionFailedError(VadeError):
+    """It has changed since the version that the request names: nothing was done."""
+
+    status = 412
+    slug = "precondition-failed"
+    title = "Precondition failed"
+    meaning = (
+        "`If-Match` names another version than the one that stands (RFC 9110 §13.1.1): someone else changed "
+        "it meanwhile."
+    )
+    remedy = "Get it again, look whether the change is still right, and send it with the new `ETag`."
+
+
 class SecretGoneError(VadeError):
     """The secret that was answered first is gone: it was rotated away since."""
 

@@ -1,6 +1,6 @@
 """Packages: what is sold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -28,8 +28,16 @@ def find(session: Session, package_id: int) -> Package:
     return package
 
 
-def change(session: Session, package_id: int, changes: Mapping[str, str | int]) -> Package:
+def change(
+    session: Session,
+    package_id: int,
+    changes: Mapping[str, str | int],
+    *,
+    check: Callable[[Package], None] = lambda _: None,
+) -> Package:
     """Change a package's name, price or status. A price holds for periods that open from now on.
+
+    ``check`` may refuse, by an error, to change the package as it stands, which then stays so.
 
     Raises:
         NotFoundError: when there is no such package.
@@ -37,6 +45,7 @@ def change(session: Session, package_id: int, changes: Mapping[str, str | int]) 
     package = session.get(Package, package_id, with_for_update={"key_share": True}, populate_existing=True)
     if package is None:
         raise NotFoundError(NO_PACKAGE)
+    check(package)
     for field, value in changes.items():
         setattr(package, field, value)
     session.flush()

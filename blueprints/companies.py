@@ -1,7 +1,6 @@
 """A company sees and changes itself."""
 
-from typing import Any
-
+from flask import Response
 from flask_openapi3 import APIBlueprint
 from pydantic import field_validator
 
@@ -9,6 +8,7 @@ from billing import companies
 from billing.addresses import refusal
 from billing.documents import company_document
 from web.access import Access, company_id, open_to
+from web.conditions import conditional, shown, unchanged, versioned
 from web.context import transaction, vade
 from web.openapi import tag
 from web.schemas import LEFT_OUT, BodyModel, ChangedCompanyAnswer, CompanyAnswer, Text, Url
@@ -38,15 +38,18 @@ class CompanyChanges(BodyModel):
 
 @blueprint.get("/me", summary="Get my company", responses={200: CompanyAnswer})
 @open_to(Access.COMPANY)
-def get_company() -> dict[str, Any]:
+@conditional
+def get_company() -> Response:
     """Return the company whose token it is."""
     with transaction() as session:
-        return company_document(companies.find(session, company_id()))
+        company = companies.find(session, company_id())
+    return shown(company_document(company))
 
 
 @blueprint.patch("/me", summary="Change my company", responses={200: ChangedCompanyAnswer})
 @open_to(Access.COMPANY)
-def change_company(body: CompanyChanges) -> dict[str, Any]:
+@conditional
+def change_company(body: CompanyChanges) -> Response:
     """Change any of the fields. A change to what already stands is no change, and sends no callback.
 
     A new `callback_url` gets a secret of its own, which only this answer shows. Setting the one that stands
@@ -56,6 +59,12 @@ def change_company(body: CompanyChanges) -> dict[str, Any]:
         moment = vade().clock.read(session)
         changes = body.model_dump(exclude_unset=True)
         company, secret = companies.change(
-            session, company_id(), changes, moment=moment, outbox=vade().outbox, keyring=vade().keyring
+            session,
+            company_id(),
+            changes,
+            moment=moment,
+            outbox=vade().outbox,
+            keyring=vade().keyring,
+            check=unchanged(company_document),
         )
-    return company_document(company) | ({"callback_secret": secret} if secret else {})
+    return versioned(company_document(company), also={"callback_secret": secret} if secret else None)

@@ -1,13 +1,15 @@
 """Packages: what is sold."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
+from flask import Response, url_for
 from flask_openapi3 import APIBlueprint
 from pydantic import Field
 
 from billing import packages
 from billing.documents import package_document
 from web.access import Access, open_to
+from web.conditions import conditional, shown, unchanged, versioned
 from web.context import transaction
 from web.idempotency import idempotent
 from web.openapi import problems, tag
@@ -73,28 +75,39 @@ def list_packages(query: PackageQuery) -> Page:
     "/<id>", summary="Get a package", responses={200: PackageAnswer, **problems(s404="No such package")}
 )
 @open_to(Access.PUBLIC)
-def get_package(path: PackagePath) -> dict[str, Any]:
+@conditional
+def get_package(path: PackagePath) -> Response:
     """Return one package."""
     with transaction() as session:
-        return package_document(packages.find(session, path.id))
+        package = packages.find(session, path.id)
+    return shown(package_document(package), public=True)
 
 
 @blueprint.post("", summary="Create a package", responses={201: PackageAnswer})
 @open_to(Access.OPERATOR)
 @idempotent()
-def create_package(body: NewPackage) -> tuple[dict[str, Any], int]:
+@conditional
+def create_package(body: NewPackage) -> Response:
     """Offer a new package."""
     with transaction() as session:
         package = packages.create(session, **body.model_dump())
-    return package_document(package), 201
+    response = versioned(package_document(package), status=201)
+    response.location = url_for(".get_package", id=package.id)
+    return response
 
 
 @blueprint.patch(
     "/<id>", summary="Change a package", responses={200: PackageAnswer, **problems(s404="No such package")}
 )
 @open_to(Access.OPERATOR)
-def change_package(path: PackagePath, body: PackageChanges) -> dict[str, Any]:
+@conditional
+def change_package(path: PackagePath, body: PackageChanges) -> Response:
     """Change name, price or status. A price holds for the periods that open from now on."""
     with transaction() as session:
-        package = packages.change(session, path.id, body.model_dump(exclude_unset=True))
-    return package_document(package)
+        package = packages.change(
+            session,
+            path.id,
+            body.model_dump(exclude_unset=True),
+            check=unchanged(package_document),
+        )
+    return versioned(package_document(package))

@@ -66,6 +66,7 @@ def assert_described(app: Flask, response: TestResponse) -> None:
     operation = description(app)["paths"][path_of(rule.rule)][request.method.lower()]
     answers = operation["responses"]
     assert str(response.status_code) in answers, f"{request} answers {response.status_code}: {response.text}"
+    _assert_headers(app, response, answers[str(response.status_code)].get("headers", {}))
     content = answers[str(response.status_code)].get("content")
     if content is None:
         assert response.data == b""
@@ -73,6 +74,17 @@ def assert_described(app: Flask, response: TestResponse) -> None:
     assert response.mimetype in content
     name = content[response.mimetype]["schema"]["$ref"].rpartition("/")[2]
     _validator(name, json.dumps(description(app)["components"])).validate(response.json)
+
+
+def _assert_headers(app: Flask, response: TestResponse, described: dict[str, Any]) -> None:
+    """Headers that are described for some answers come with these, and with no others."""
+    known = description(app)["components"]["headers"]
+    assert {name for name in known if name in response.headers} <= described.keys()
+    for name in described:
+        if known[name].get("required") or name in response.headers:
+            schema = known[name]["schema"]
+            value = response.headers[name]
+            OAS31Validator(schema, format_checker=oas31_format_checker).validate(value)
 
 
 def description(app: Flask) -> dict[str, Any]:

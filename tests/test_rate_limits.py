@@ -1,6 +1,11 @@
 """Rate limits: counted together by all API processes, per e-mail and per address."""
 
+import re
+import shutil
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,9 @@ from billing import companies
 from models import db
 from tests.api import DescribedClient, assert_problem, registration
 from tests.conftest import settings_for
+from tests.processes import until
 from tests.world import PASSWORD, World
-from web.limits import REGISTRATIONS, PostgresStorage
+from web.limits import LIMITER, REGISTRATIONS, PostgresStorage
 from wsgi import create_app
 
 MakeApp = Callable[..., Flask]
@@ -156,3 +162,112 @@ def test_a_client_cannot_escape_its_limit_by_a_header(make_app: MakeApp) -> None
     refused = register(app, "192.0.2.1", 0, X_Forwarded_For="203.0.113.7")
 
     assert_problem(refused, 429)
+
+
+# What callers are told -------------------------------------------------------------------------------------
+
+
+def told(answer: Any) -> tuple[int, int]:
+    """What is left, and for how many seconds; of a limit whose policy is told too."""
+    name, quota, window_s = re.fullmatch(
+        r'"([a-z]+)";q=([0-9]+);w=([0-9]+)', answer.headers["RateLimit-Policy"]
+    ).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(rf'"{name}";r=([0-9]+);t=([0-9]+)', answer.headers["RateLimit"])
+    assert match is not None
+    assert (name, int(quota), int(window_s)) in {("login", 10, 60), ("register", 60, 60), ("ping", 10, 60)}
+    return int(match[1]), int(match[2])
+
+
+def test_an_answer_says_what_is_left(make_app: MakeApp) -> None:
+    app = make_app()
+
+    answers = [log_in(app, "gul@cicek.example") for _ in range(12)]
+
+    assert [told(answer)[0] for answer in answers] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]
+    assert all(1 <= told(answer)[1] <= 60 for answer in answers)
+    assert answers[-1].headers["Retry-After"] == str(told(answers[-1])[1])
+    assert told(register(app, "192.0.2.1", 1))[0] == 59
+    assert told(log_in(app, "another@cicek.example"))[0] == 9
+
+
+def test_what_is_not_counted_says_nothing_of_limits(make_app: MakeApp) -> None:
+    app = make_app()
+
+    answers = [
+        app.test_client().get("/api/v1/packages"),
+        app.test_client().post("/api/v1/login", json={}),
+        log_in(make_app(RATE_LIMITS="off"), "gul@cicek.example"),
+    ]
+
+    for answer in answers:
+        assert not {"RateLimit", "RateLimit-Policy"} & set(answer.headers.keys())
+
+
+# Redis ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def redis_server(directory: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    directory.mkdir()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    options = ["--save", "", "--appendonly", "no", "--requirepass", "sesame"]
+    with (directory / "redis.log").open("ab") as log:
+        server = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+    try:
+        until(lambda: b"Ready to accept" in (directory / "redis.log").read_bytes(), what="redis-server")
+        yield server
+    finally:
+        server.kill()
+        server.wait(30)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def forget_that_it_was_away(app: Flask) -> None:
+    app.extensions[LIMITER]._away_until_s = 0.0
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
+def test_redis_counts_for_all_processes_and_the_database_while_it_is_away(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    port = free_port()
+    apps = [make_app(RATE_LIMIT_STORAGE=f"redis://:sesame@127.0.0.1:{port}/0") for _ in range(2)]
+
+    with redis_server(tmp_path / "first", port):
+        answers = [log_in(apps[number % 2], "gul@cicek.example") for number in range(11)]
+        assert [told(answer)[0] for answer in answers] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+        assert 1 <= told(answers[-1])[1] <= 60
+        assert_problem(answers[-1], 429)
+        assert windows(apps[0]) == 0, "nothing is counted twice"
+
+    # It is gone: counted anew, together, by the database.
+    answers = [log_in(apps[number % 2], "gul@cicek.example") for number in range(11)]
+    assert [told(answer)[0] for answer in answers] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+    assert_problem(answers[-1], 429)
+
+    with redis_server(tmp_path / "second", port):
+        for app in apps:
+            forget_that_it_was_away(app)
+        assert {told(log_in(app, "gul@cicek.example"))[0] for app in apps} == {9, 8}
+
+
+def test_a_redis_that_does_not_answer_stops_no_login_and_is_told_without_its_password(
+    make_app: MakeApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # One that takes connections and says nothing, and one that is not there.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (silent.getsockname()[1], free_port()):
+            app = make_app(RATE_LIMIT_STORAGE=f"redis://:sesame@127.0.0.1:{port}/0")
+            email = f"gul-{port}@cicek.example"
+
+            answers = [log_in(app, email) for _ in range(11)]
+
+            assert [answer.status_code for answer in answers] == [401] * 10 + [429]
+            said = capsys.readouterr().err
+            assert said.count("Redis does not answer") == 1, "it is left alone for a while"
+            assert "sesame" not in said

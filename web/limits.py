@@ -1,10 +1,15 @@
-"""Rate limits, counted in the database so that all API processes count together."""
+"""Rate limits, counted in the database or in Redis, so that all API processes count together.
 
+An answer to what was counted says what is left, as draft-ietf-httpapi-ratelimit-headers-10 has it.
+"""
+
+import logging
 import math
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
-from flask import request
+from flask import Flask, Response, current_app, g, request
 from limits import RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
@@ -13,12 +18,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing.companies import email_key
 from billing.errors import RateLimitError
+from config import DATABASE, Settings
 from models import db
 from web.context import vade
+
+logger = logging.getLogger(__name__)
 
 LOGINS = RateLimitItemPerMinute(10, namespace="login")
 PINGS = RateLimitItemPerMinute(10, namespace="ping")
 REGISTRATIONS = RateLimitItemPerMinute(60, namespace="register")
+
+LIMITER = "vade-limiter"
+AWAY_S = 5.0
+"""For how long Redis is not asked again after it failed."""
 
 _HIT = text("""
 INSERT INTO rate_limits AS r (key, hits, expires_at)
@@ -80,7 +92,73 @@ class PostgresStorage(Storage):
             return connection.execute(query, {"key": key}).scalar_one_or_none()
 
 
-_limiter = FixedWindowRateLimiter(PostgresStorage())
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one caller has left of a limit: so many calls, until the window ends in so many seconds."""
+
+    item: RateLimitItemPerMinute
+    is_exceeded: bool
+    remaining: int
+    reset_s: int
+
+    def headers(self) -> dict[str, str]:
+        """Return ``RateLimit-Policy`` and ``RateLimit``, lists of one item with parameters (RFC 9651)."""
+        name = f'"{self.item.namespace}"'
+        return {
+            "RateLimit-Policy": f"{name};q={self.item.amount};w={self.item.get_expiry()}",
+            "RateLimit": f"{name};r={self.remaining};t={self.reset_s}",
+        }
+
+
+class Limiter:
+    """Counts calls in Redis, if there is one, and in the database where Redis does not answer.
+
+    A limit then begins anew, which lets some calls more through; nobody is locked out, and logins stay
+    limited.
+    """
+
+    def __init__(self, redis_url: str | None = None) -> None:
+        self._own = FixedWindowRateLimiter(PostgresStorage())
+        self._redis: FixedWindowRateLimiter | None = None
+        self._failures: tuple[type[Exception], ...] = ()
+        self._away_until_s = 0.0
+        if redis_url is not None:
+            # Half of the time that a process takes to start: only for those that want it.
+            from web import redis_storage  # noqa: PLC0415
+
+            self._redis = FixedWindowRateLimiter(redis_storage.connect(redis_url))
+            self._failures = redis_storage.FAILURES
+
+    def hit(self, item: RateLimitItemPerMinute, who: str) -> Window:
+        """Count a call, and return what is left."""
+        if self._redis is not None and time.monotonic() >= self._away_until_s:
+            try:
+                return _hit(self._redis, item, who)
+            except self._failures as error:
+                self._away_until_s = time.monotonic() + AWAY_S
+                logger.warning("Redis does not answer: rate limits are counted in the database (%s)", error)
+        return _hit(self._own, item, who)
+
+
+def _hit(limiter: FixedWindowRateLimiter, item: RateLimitItemPerMinute, who: str) -> Window:
+    is_exceeded = not limiter.hit(item, who)
+    reset_at_s, remaining = limiter.get_window_stats(item, who)
+    # Kept within the window, should this machine's clock not agree with the counter's.
+    reset_s = min(item.get_expiry(), max(1, math.ceil(reset_at_s - time.time())))
+    return Window(item, is_exceeded, remaining, reset_s)
+
+
+def serve(app: Flask, settings: Settings) -> None:
+    """Count as the settings say, and tell callers what they have left."""
+    storage = settings.rate_limit_storage
+    app.extensions[LIMITER] = Limiter(None if storage == DATABASE else storage)
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        window = cast(Window | None, g.get("rate_limit"))
+        if window is not None:
+            response.headers.update(window.headers())
+        return response
 
 
 def count_login(email: str) -> None:
@@ -101,7 +179,7 @@ def count_ping(endpoint_id: int) -> None:
 def _count(item: RateLimitItemPerMinute, who: str) -> None:
     if not vade().settings.rate_limits:
         return
-    if not _limiter.hit(item, who):
-        reset_s, _ = _limiter.get_window_stats(item, who)
-        # Kept within the window, should this machine's clock not agree with the database's.
-        raise RateLimitError(min(item.get_expiry(), max(1, math.ceil(reset_s - time.time()))))
+    limiter = cast(Limiter, current_app.extensions[LIMITER])
+    g.rate_limit = window = limiter.hit(item, who)
+    if window.is_exceeded:
+        raise RateLimitError(window.reset_s)

@@ -10,8 +10,10 @@ from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
 from models import Role
+from web import manners
 from web.access import Access, access_of, takes_body
 from web.bodies import StrictJSON
+from web.conditions import is_conditional
 from web.idempotency import is_idempotent
 from web.problem_types import problem_types
 from web.problems import MEDIA_TYPE, from_validation_error
@@ -34,6 +36,7 @@ REASONS = {
     401: "Missing, expired or invalid token",
     403: "Not this caller's",
     409: "A request with this Idempotency-Key is under way",
+    412: "It is another version: see If-Match",
     413: "The body is over 64 KiB",
     415: "The body is not application/json",
     422: "A field is refused: see errors",
@@ -126,6 +129,8 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
             if is_idempotent(view):
                 operation["parameters"] = [*(operation.get("parameters") or []), IDEMPOTENCY_KEY]
                 statuses += [400, 409]
+            if is_conditional(view) and method != "post":
+                statuses.append(412)
             for status in statuses:
                 answers.setdefault(str(status), problem_answer(REASONS[status]))
             # Also a view that takes no parameter says so of each that comes.
@@ -133,9 +138,11 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
                 answers["422"] = problem_answer(REASONS[422], model=ValidationProblem)
             else:
                 answers.pop("422", None)
+            manners.say(view, method, operation)
             operation["responses"] = dict(sorted(answers.items()))
     document["info"]["description"] += _list_of_problems()
     document["webhooks"] = webhooks()
+    document["components"]["headers"] = manners.HEADERS
     document["components"]["schemas"] = message_schemas() | document["components"].get("schemas", {})
     described: dict[str, Any] = _without_nulls(document)
     return described
