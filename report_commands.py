@@ -4,18 +4,19 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 
 import click
 from flask import Flask
 from flask.cli import AppGroup
-from rich.console import Console
+from rich.console import Console, RenderableType
 from sqlalchemy.orm import Session
 
-from billing import reports
+from billing import metrics, reports
 from billing.errors import InvalidFieldError
 from billing.reports import CurrencyFigures, DayFigures
+from metric_tables import metric_tables
 from models import MAXIMUM_ATTEMPTS, db
 from report_tables import day_tables, days_table
 from terminal import in_sentences
@@ -40,7 +41,7 @@ COLUMNS = (
 )
 """Of the CSV; amounts are in minor units."""
 
-report = AppGroup("report", help="Reports: what came in.")
+report = AppGroup("report", help="Reports: what came in, and how the business does.")
 
 
 def register(app: Flask) -> None:
@@ -68,11 +69,33 @@ def daily_command(first: datetime | None, last: datetime | None, format_: str) -
     elif format_ == "csv":
         click.echo(_csv(days), nl=False)
     else:
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        width = console.width
-        tables = day_tables(days[0], width=width) if len(days) == 1 else [days_table(days, width=width)]
-        for table in tables:
-            console.print(table)
+        _print(
+            lambda width: (
+                day_tables(days[0], width=width) if len(days) == 1 else [days_table(days, width=width)]
+            )
+        )
+
+
+@report.command("metrics")
+@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@in_sentences
+def metrics_command(format_: str) -> None:
+    """Tell how the business does: recurring revenue, churn, recovery, and what falls due."""
+    waiting = Console(stderr=True).status("Counting open packages ...")
+    with waiting, Session(db.engine) as session:
+        found = metrics.count(session, vade().clock, vade().zone)
+        session.commit()
+    if format_ == "json":
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print(lambda width: metric_tables(found, width=width))
+
+
+def _print(tables: Callable[[int], Iterable[RenderableType]]) -> None:
+    """Print what ``tables`` makes for a width."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for table in tables(console.width):
+        console.print(table)
 
 
 def _day(instant: datetime | None) -> date | None:

@@ -40,7 +40,7 @@ def run(collector: Collector, *, days: int) -> Iterator[Day]:
     """
     with Session(collector.engine) as session:
         now = collector.clock.read(session).business
-        instant = max(now, _stands(session) or now)
+        instant = max(now, stands(session) or now)
     for _ in range(days):
         instant += DAY
         result = replace(collector, clock=Clock(instant)).run_pass()
@@ -54,6 +54,7 @@ def run(collector: Collector, *, days: int) -> Iterator[Day]:
             return
 
 
-def _stands(session: Session) -> datetime | None:
+def stands(session: Session) -> datetime | None:
+    """Return the business time that a simulation has reached, or None where there was none."""
     value = session.scalar(select(Setting.value).where(Setting.key == SETTING))
     return None if value is None else datetime.fromisoformat(value["instant"]).astimezone(UTC)

@@ -1,4 +1,4 @@
-"""Reports: what came in, by business day."""
+"""Reports: what came in, by business day, and how the business does."""
 
 import re
 from datetime import date
@@ -7,15 +7,19 @@ from typing import Annotated, Any
 from flask_openapi3 import APIBlueprint
 from pydantic import BeforeValidator, Field
 
-from billing import reports
+from billing import metrics, reports
 from web.access import Access, open_to
 from web.context import transaction, vade
+from web.metric_schemas import MetricsAnswer
 from web.openapi import tag
 from web.report_schemas import DailyReportAnswer
 from web.schemas import QueryModel
 
 blueprint = APIBlueprint(
-    "reports", __name__, url_prefix="/api/v1/reports", abp_tags=[tag("Reports", "What came in.")]
+    "reports",
+    __name__,
+    url_prefix="/api/v1/reports",
+    abp_tags=[tag("Reports", "What came in, and how the business does.")],
 )
 
 
@@ -50,3 +54,14 @@ def daily(query: DailyReportQuery) -> dict[str, Any]:
         now = vade().clock.read(session).business
         days = reports.read_report(session, query.from_, query.to, now=now, zone=vade().zone)
     return {"data": [reports.day_document(day) for day in days]}
+
+
+@blueprint.get("/metrics", summary="Get the metrics", responses={200: MetricsAnswer})
+@open_to(Access.OPERATOR)
+def metrics_report() -> dict[str, Any]:
+    """Return recurring revenue, active companies, churn and recovery by month, and what falls due.
+
+    They are counted anew when the last ones are five minutes old: `as_of` says when.
+    """
+    with transaction() as session:
+        return metrics.read(session, vade().clock, vade().zone)

@@ -61,6 +61,7 @@ POST  /api/v1/callback-endpoint/ping          401 200 401 404 403 200 200 401 40
 POST  /api/v1/callback-endpoint/recover       401 422 401 422 403 422 422 401 401 401
 POST  /api/v1/callback-endpoint/enable        401 403 401 403 403 200 200 401 401 401
 GET   /api/v1/reports/daily                   401 403 401 403 200 200 200 401 401 401
+GET   /api/v1/reports/metrics                 401 403 401 403 200 200 200 401 401 401
 GET   /healthz                                200 200 200 200 200 200 200 200 200 200
 GET   /readyz                                 200 200 200 200 200 200 200 200 200 200
 GET   /openapi.json                           200 200 200 200 200 200 200 200 200 200

@@ -30,7 +30,8 @@ LAYERS = {
     "inspection": {"terminal", "web", "billing", "models"},
     "operations": {"cli", "inspection", "terminal", "web", "billing", "models"},
     "report_tables": {"terminal", "billing"},
-    "report_commands": {"report_tables", "terminal", "web", "billing", "models"},
+    "metric_tables": {"report_tables", "terminal", "billing"},
+    "report_commands": {"metric_tables", "report_tables", "terminal", "web", "billing", "models"},
     "staff": {"terminal", "web", "billing", "models"},
     "cli": {"terminal", "listener", "seed", "staff", "web", "billing", "models", "config"},
     "wsgi": {

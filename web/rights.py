@@ -9,6 +9,7 @@ RIGHTS = {
     "callbacks.get_callback": Role.READ,
     "callback_endpoint.get_endpoint": Role.READ,
     "reports.daily": Role.READ,
+    "reports.metrics_report": Role.READ,
     "callbacks.replay_callback": Role.SUPPORT,
     "callback_endpoint.ping_endpoint": Role.SUPPORT,
     "callback_endpoint.recover": Role.SUPPORT,
