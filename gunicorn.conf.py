@@ -27,6 +27,8 @@ workers = _settings.web_concurrency
 worker_class = "gthread"
 threads = 8
 keepalive = 5
+# Addresses of 8,000 bytes are to be understood (RFC 9110 §4.1); longer ones never reach the API.
+limit_request_line = 8190
 graceful_timeout = 10
 umask = 0o022
 control_socket_disable = True

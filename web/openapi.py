@@ -17,6 +17,7 @@ from web.conditions import is_conditional
 from web.idempotency import is_idempotent
 from web.problem_types import problem_types
 from web.problems import MEDIA_TYPE, from_validation_error
+from web.reference import complete, operation_name
 from web.rights import RIGHTS
 from web.schemas import Problem, ValidationProblem
 from web.webhooks import message_schemas, webhooks
@@ -144,6 +145,7 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
     document["webhooks"] = webhooks()
     document["components"]["headers"] = manners.HEADERS
     document["components"]["schemas"] = message_schemas() | document["components"].get("schemas", {})
+    complete(document, names={place: operation_name(endpoint) for place, endpoint in endpoints.items()})
     described: dict[str, Any] = _without_nulls(document)
     return described
 

@@ -22,6 +22,7 @@ from pydantic import (
 from billing.addresses import as_sent
 from models import BIGINT_MAX, MAXIMUM_PRICE_MINOR
 from sentences import Sentence
+from web import patterns
 
 # Names such as shop.example or shop.test are refused by default; here they are as good as any other:
 # nothing is sent to them, and test systems use them.
@@ -111,6 +112,7 @@ Text = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
     AfterValidator(_storable),
+    Field(json_schema_extra={"pattern": patterns.PLAIN_AND_VISIBLE}),
 ]
 Url = Annotated[
     str,
@@ -124,7 +126,7 @@ Email = Annotated[
     AfterValidator(_email),
     Field(json_schema_extra={"format": "email"}),
 ]
-_SECRET = Field(json_schema_extra={"format": "password", "writeOnly": True})
+_SECRET = Field(json_schema_extra={"format": "password", "writeOnly": True, "pattern": patterns.PLAIN})
 NewPassword = Annotated[
     str, StringConstraints(min_length=8, max_length=128), AfterValidator(_storable), _SECRET
 ]
