@@ -78,12 +78,20 @@ $(STAMP): requirements/dev.txt $(BIN)/python
 $(BIN)/python:
 	@rm -f $(STAMP)
 
-.PHONY: lint-docker newman
-check: lint-docker newman
+.PHONY: lint-docker lint-openapi newman fuzz
+check: lint-docker lint-openapi newman fuzz
 
 lint-docker: setup $(NODE_STAMP) ## Check Dockerfile and docker-compose.yml
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/node node_modules/.bin/dclint --max-warnings 0 docker-compose.yml
+
+lint-openapi: setup $(NODE_STAMP) ## Check the API's description
+	@document=$$(mktemp -d) && trap 'rm -rf "$$document"' EXIT && \
+	$(BIN)/python -m tests.openapi_document >"$$document/openapi.json" && \
+	$(BIN)/node node_modules/.bin/spectral lint --quiet --fail-severity=hint --ruleset=.spectral.yaml "$$document/openapi.json"
+
+fuzz: setup ## Let schemathesis look for what the API does otherwise than it says (SECONDS=300, SEED=7)
+	@$(BIN)/python -m tests.fuzz
 
 newman: setup $(NODE_STAMP) ## Walk the API with the Postman collection, on a database of its own
 	@$(BIN)/python -m postman.run

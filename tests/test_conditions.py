@@ -67,6 +67,9 @@ def test_what_the_caller_has_is_not_sent_again(client: DescribedClient, world: W
         response = thing.get(client, If_None_Match=known)
         assert (response.status_code, response.data) == (304, b""), known
         assert response.headers["ETag"] == etag
+    for wanted in (etag, "*"):
+        assert thing.get(client, If_Match=wanted, If_None_Match=etag).status_code == 304
+        assert thing.get(client, If_Match=wanted, If_None_Match='"other"').status_code == 200
     thing.change(client, "Yeni")
     response = thing.get(client, If_None_Match=etag)
     assert (response.status_code, response.json["name"]) == (200, "Yeni")

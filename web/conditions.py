@@ -52,7 +52,10 @@ def shown(document: Document, *, public: bool = False) -> Response:
     response = versioned(document)
     if public:
         response.headers["Cache-Control"] = "no-cache"
-    response.make_conditional(request)
+    if _names(request.if_none_match, document):
+        # Werkzeug's own `make_conditional` takes `If-Match: *` for one that is not met.
+        response.status_code = 304
+        response.set_data(b"")
     return response
 
 

@@ -51,7 +51,8 @@ IDEMPOTENCY_KEY = {
     "required": False,
     "description": "Makes it safe to send the request again: within 24 hours the same key with the same "
     "request is done once, and answered as the first time, with `Idempotent-Replayed: true`.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    # A string of RFC 9651 §3.3.3, or bare.
+    "schema": {"type": "string", "pattern": r'^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-~]{1,255})$'},
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
 

@@ -24,8 +24,7 @@ HEADERS = {
         "example": "kitapci-2026-12-24-0001",
     },
     "Retry-After": {
-        "description": "After how many seconds to try again (RFC 9110 §10.2.3).",
-        "required": True,
+        "description": "After how many seconds to try again, where that helps (RFC 9110 §10.2.3).",
         "schema": {"type": "integer", "minimum": 1},
         "example": 5,
     },
@@ -37,7 +36,13 @@ HEADERS = {
     },
 }
 OF_EVERY_ANSWER = ("X-Request-Id",)
-OF_PROBLEMS = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
+OF_PROBLEMS = {
+    "401": ("WWW-Authenticate",),
+    # Of a key that is in use; other conflicts stay.
+    "409": ("Retry-After",),
+    "429": ("Retry-After",),
+    "503": ("Retry-After",),
+}
 
 
 def complete(document: Document, *, names: dict[tuple[str, str], str]) -> None:
