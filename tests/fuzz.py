@@ -28,6 +28,9 @@ CALLERS = ("nobody", "company", "operator")
 EXAMPLES = "2"
 SEED = "20260131"
 
+FEW = {"nobody": ["--include-path-regex", "/(register|login|packages|companies/me|healthz|readyz)$"]}
+"""Where time is short: the other operations answer nobody alike, with 401."""
+
 SAID = {"operations": r"Tested: (\d+)", "cases": r"(\d+) generated", "failures": r"(\d+) unique failures"}
 """What schemathesis says in its summary."""
 
@@ -70,11 +73,14 @@ def main() -> None:
         token = run("flask", "operator", "token", **settings).stdout.strip()
         program, address = stack.enter_context(api(settings["DATABASE_URL"], home, **settings))
         told = {"FUZZ_OPERATOR_TOKEN": token}
+        few = {caller: [] if seconds else FEW.get(caller, []) for caller in CALLERS}
         options = ["--seed", seed, *how_long]
         with ThreadPoolExecutor(len(CALLERS)) as threads:
-            clean = threads.map(
-                lambda caller: fuzz(address, options, told | {"FUZZ_CALLER": caller}), CALLERS
-            )
+            calls = [
+                threads.submit(fuzz, address, [*options, *few[caller]], told | {"FUZZ_CALLER": caller})
+                for caller in CALLERS
+            ]
+            clean = [call.result() for call in calls]
         if not all(clean):
             sys.exit(
                 f"fuzz: make fuzz SEED={seed} SECONDS={seconds} shows it again\n{program.text()[-5000:]}"
