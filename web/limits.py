@@ -155,7 +155,7 @@ def serve(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def tell(response: Response) -> Response:
-        window = cast(Window | None, g.get("rate_limit"))
+        window = cast(Window | None, g.pop("rate_limit", None))
         if window is not None:
             response.headers.update(window.headers())
         return response
