@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Any
 
 from web.conditions import is_conditional
+from web.idempotency import is_idempotent
 from web.paging import PageQuery
 
 HEADERS: dict[str, dict[str, Any]] = {
@@ -13,6 +14,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "required": True,
         "schema": {"type": "string", "pattern": '^"[A-Za-z0-9_-]{24}"$'},
         "example": '"nWvJ3S4bT1Zq9kL0xY7uRmPe"',
+    },
+    "Idempotent-Replayed": {
+        "description": "It is there where the answer is that of an earlier request under the same key.",
+        "schema": {"type": "string", "const": "true"},
+        "example": "true",
     },
     "Link": {
         "description": "The `first` page of the list, and the `next` where there is one (RFC 8288).",
@@ -60,6 +66,9 @@ def say(view: Callable[..., Any], method: str, operation: dict[str, Any]) -> Non
         if method == "get":
             answers["304"] = {"description": "The caller has this version."}
             _add(answers["304"], "ETag")
+    if is_idempotent(view):
+        for answer in answers.values():
+            _add(answer, "Idempotent-Replayed")
     if _lists(view):
         _add(answers["200"], "Link")
     if "429" in answers:

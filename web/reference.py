@@ -4,6 +4,7 @@ from typing import Any
 
 from web.examples import add_examples, operations
 from web.glossary import describe_members, describe_parameters
+from web.languages import LANGUAGES
 from web.links import add_links
 from web.problems import MEDIA_TYPE
 
@@ -28,6 +29,18 @@ HEADERS = {
         "schema": {"type": "integer", "minimum": 1},
         "example": 5,
     },
+    "Content-Language": {
+        "description": "In which language the sentences are: what `Accept-Language` prefers, else English.",
+        "required": True,
+        "schema": {"type": "string", "enum": list(LANGUAGES)},
+        "example": "en",
+    },
+    "Vary": {
+        "description": "On which headers of the request the answer depends (RFC 9110 §12.5.5).",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": "Accept-Language",
+    },
     "WWW-Authenticate": {
         "description": "How to authenticate (RFC 6750 §3).",
         "required": True,
@@ -36,6 +49,7 @@ HEADERS = {
     },
 }
 OF_EVERY_ANSWER = ("X-Request-Id",)
+OF_EVERY_PROBLEM = ("Content-Language", "Vary")
 OF_PROBLEMS = {
     "401": ("WWW-Authenticate",),
     # Of a key that is in use; other conflicts stay.
@@ -75,7 +89,7 @@ def _add_headers(answers: Document) -> None:
     for status, answer in answers.items():
         names = [*OF_EVERY_ANSWER]
         if MEDIA_TYPE in answer.get("content", {}):
-            names += OF_PROBLEMS.get(status, ())
+            names += [*OF_EVERY_PROBLEM, *OF_PROBLEMS.get(status, ())]
         headers = answer.setdefault("headers", {})
         for name in names:
             headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
