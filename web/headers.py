@@ -1,8 +1,10 @@
 """Headers of every answer: what browsers and caches may do with it."""
 
 import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from flask_cors import CORS
 from secure import (
     ContentSecurityPolicy,
@@ -17,6 +19,9 @@ from secure import (
 
 from config import Settings
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 ALWAYS = Secure(
     xcto=XContentTypeOptions(),
     xfo=XFrameOptions().deny(),
@@ -26,8 +31,12 @@ ALWAYS = Secure(
 ).header_items()
 """Made once: a request only copies them."""
 
-# Answers are data; pages say themselves what they load.
-_POLICY = Secure(csp=ContentSecurityPolicy().default_src("'none'").frame_ancestors("'none'")).header_items()
+UNLESS_SAID = (
+    # Answers are data; pages say themselves what they load.
+    *Secure(csp=ContentSecurityPolicy().default_src("'none'").frame_ancestors("'none'")).header_items(),
+    # Tokens, secrets, and what only their owner may see; the rest says for itself how long it keeps.
+    ("Cache-Control", "no-store"),
+)
 _HSTS = Secure(hsts=StrictTransportSecurity().max_age(31_536_000)).header_items()
 
 TAKEN = ("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-Id")
@@ -50,18 +59,25 @@ def serve(app: Flask, settings: Settings) -> None:
     """Put the headers on every answer of ``app``."""
     if settings.cors_origins is not None:
         _share(app, settings.cors_origins)
+    app.wsgi_app = _Protected(app.wsgi_app, hsts=settings.production)  # type: ignore[method-assign]
 
-    @app.after_request
-    def protect(response: Response) -> Response:
-        headers = response.headers
-        headers.extend(ALWAYS)
-        for name, value in _POLICY:
-            headers.setdefault(name, value)
-        # Tokens, secrets, and what only their owner may see; the rest says for itself how long it keeps.
-        headers.setdefault("Cache-Control", "no-store")
-        if settings.production and request.is_secure:
-            headers.extend(_HSTS)
-        return response
+
+class _Protected:
+    """The application with the headers. Around it, where a list takes them for next to nothing."""
+
+    def __init__(self, application: "WSGIApplication", *, hsts: bool) -> None:
+        self._application = application
+        self._hsts = _HSTS if hsts else ()
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            said = {name for name, _ in headers}
+            added = [header for header in UNLESS_SAID if header[0] not in said]
+            if self._hsts and environ["wsgi.url_scheme"] == "https":
+                added += self._hsts
+            return start_response(status, [*headers, *ALWAYS, *added], *error)
+
+        return self._application(environ, start)
 
 
 def _share(app: Flask, listed: str) -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, after_this_request, current_app, request
 from limits import RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
@@ -149,16 +149,9 @@ def _hit(limiter: FixedWindowRateLimiter, item: RateLimitItemPerMinute, who: str
 
 
 def serve(app: Flask, settings: Settings) -> None:
-    """Count as the settings say, and tell callers what they have left."""
+    """Count as the settings say."""
     storage = settings.rate_limit_storage
     app.extensions[LIMITER] = Limiter(None if storage == DATABASE else storage)
-
-    @app.after_request
-    def tell(response: Response) -> Response:
-        window = cast(Window | None, g.pop("rate_limit", None))
-        if window is not None:
-            response.headers.update(window.headers())
-        return response
 
 
 def count_login(email: str) -> None:
@@ -180,6 +173,12 @@ def _count(item: RateLimitItemPerMinute, who: str) -> None:
     if not vade().settings.rate_limits:
         return
     limiter = cast(Limiter, current_app.extensions[LIMITER])
-    g.rate_limit = window = limiter.hit(item, who)
+    window = limiter.hit(item, who)
+
+    @after_this_request
+    def tell(response: Response) -> Response:
+        response.headers.update(window.headers())
+        return response
+
     if window.is_exceeded:
         raise RateLimitError(window.reset_s)
