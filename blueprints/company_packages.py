@@ -8,7 +8,7 @@ from billing import company_packages
 from billing.documents import company_package_document
 from billing.errors import ForbiddenError, TokenError
 from web.access import Access, caller, company_id, open_to, session_id
-from web.context import transaction, vade
+from web.context import one_query, transaction, vade
 from web.idempotency import idempotent
 from web.openapi import problems, tag
 from web.schemas import BodyModel, CompanyPackageAnswer, CurrentAnswer, Id
@@ -57,7 +57,7 @@ def assign(body: Assignment) -> tuple[dict[str, Any], int]:
 @open_to(Access.COMPANY, finds_session=True)
 def get_current() -> dict[str, Any]:
     """Return the company and its open company package, else its latest, else null."""
-    with transaction() as session:
+    with one_query() as session:
         current = company_packages.find_current(session, company_id(), session_id=session_id())
     if current is None:
         raise TokenError

@@ -26,6 +26,7 @@ from tests import catalogues, secrecy
 from tests.api import DescribedClient
 from tests.webhooks import assert_described_message
 from tests.world import CALLBACK_SECRET, ENCRYPTION_KEY, World
+from web import context
 from wsgi import create_app
 
 NOW = datetime(2026, 1, 10, 9, 0, tzinfo=UTC)
@@ -118,7 +119,13 @@ def app(shared_app: Flask) -> Iterator[Flask]:
     with shared_app.app_context():
         engine = db.engine
         engines = cast(dict[str | None, Any], db.engines)
-        with engine.connect() as connection, connection.begin() as transaction:
+        with (
+            engine.connect() as connection,
+            connection.begin() as transaction,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            # All is one transaction here, which no statement can leave.
+            patch.setattr(context, "ALONE", {})
             engines[None] = connection
             db.session.configure(join_transaction_mode="create_savepoint")
             try:

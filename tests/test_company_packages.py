@@ -271,3 +271,23 @@ def test_a_company_that_did_not_pay_sees_its_latest_package(client: DescribedCli
     answer = client.get(CURRENT, headers=world.token(company)).json
 
     assert (answer["company"]["status"], answer["company_package"]["status"]) == (0, 0)
+
+
+def test_the_call_that_comes_most_is_one_exchange_with_the_database(committed: World) -> None:
+    """No transaction around its one query; and the next request has one again."""
+    company = committed.customer()
+    client, headers = committed.app.test_client(), committed.token(company)
+    alone: list[bool] = []
+
+    def note(connection: Any, *_: Any) -> None:
+        alone.append(connection.connection.dbapi_connection.autocommit)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        assert client.get(CURRENT, headers=headers).status_code == 200
+        assert alone == [True]
+        changed = client.patch("/api/v1/companies/me", json={"name": "Ayşe"}, headers=headers)
+        assert changed.status_code == 200
+        assert set(alone[1:]) == {False}
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)

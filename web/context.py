@@ -78,3 +78,21 @@ def transaction() -> Iterator[Session]:
     except BaseException:
         session.rollback()
         raise
+
+
+ALONE = {"isolation_level": "AUTOCOMMIT"}
+"""How a statement runs that is all of its transaction."""
+
+
+@contextmanager
+def one_query() -> Iterator[Session]:
+    """Give the request's session for one statement that only reads.
+
+    It is a transaction by itself: to begin and to end one would ask the database twice more.
+    """
+    session = cast(Session, db.session())
+    session.connection(execution_options=ALONE)
+    try:
+        yield session
+    finally:
+        session.rollback()
