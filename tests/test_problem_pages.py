@@ -11,8 +11,10 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 
 from blueprints.problem_pages import with_code
+from config import PROJECT_DIR
 from tests.api import DescribedClient, assert_problem, description
 from web import languages
+from web.openapi import OF_COMMANDS
 from web.problem_types import OF_HTTP, family, of_status, problem_types
 
 SLUGS = sorted(problem_types())
@@ -123,10 +125,19 @@ def test_the_list_has_every_type_and_leads_to_it(client: DescribedClient, langua
     assert listed["next_cursor"] is None
 
 
-def test_the_description_lists_every_type_with_its_page(app: Flask) -> None:
+def test_the_description_lists_every_type_that_the_api_answers_with_its_page(app: Flask) -> None:
     text = description(app)["info"]["description"]
 
-    assert set(re.findall(r"\]\((/problems/[^)]+)\)", text)) == {t.uri for t in problem_types().values()}
+    types = {type_.uri for type_ in problem_types().values() if type_.slug not in OF_COMMANDS}
+    assert set(re.findall(r"\]\((/problems/[^)]+)\)", text)) == types
+
+
+def test_what_only_commands_raise_no_view_can(app: Flask) -> None:
+    """The API's modules do not call what raises it."""
+    for path in (PROJECT_DIR / "blueprints").glob("*.py"):
+        text = path.read_text()
+        assert "parked_jobs" not in text
+        assert "operators." not in text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from flask_openapi3 import Info, OpenAPI, Tag
 from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
+from billing.errors import JobSettledError, OperatorError
 from models import Role
 from web import manners
 from web.access import Access, access_of, takes_body
@@ -44,6 +45,9 @@ REASONS = {
     500: "Something went wrong on our side",
     503: "The database does not answer",
 }
+
+OF_COMMANDS = {JobSettledError.slug, OperatorError.slug}
+"""Types of problem that only commands come upon."""
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -152,9 +156,13 @@ def _complete(app: Flask, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_of_problems() -> str:
-    rows = (f"| {t.status} | [{t.title}]({t.uri}) | `{t.slug}` |" for t in problem_types().values())
-    head = "Its `type` leads to a page that says what it means and what to do:"
-    return "\n".join(["", head, "", "| status | problem | type |", "|---|---|---|", *rows, ""])
+    types = (t for t in problem_types().values() if t.slug not in OF_COMMANDS)
+    rows = (f"| {t.status} | [{t.title}]({t.uri}) | `{t.slug}` |" for t in types)
+    head = "Its `type` leads to a page that says what it means and what to do."
+    table = ["| status | problem | type |", "|---|---|---|", *rows]
+    # Folded, so that what can be called stays in sight.
+    fold = ["<details><summary>All types</summary>", "", *table, "", "</details>"]
+    return "\n".join(["", head, "", *fold, ""])
 
 
 def _role(endpoint: str) -> str:
